@@ -26,7 +26,7 @@ struct TokenList {
 //   maximum m, sum l = sum exp(s_i - m), output o [v_head_dim] = sum exp(s_i - m) v_i; no tokens: m = -inf, l = 0, o = 0.
 // s_i is the natural-log-domain logit: scale, then softcap applied.
 struct Partial {
-  float* output = nullptr;  // [heads, v_head_dim]
+  float* output = nullptr;   // [heads, v_head_dim]
   float* maximum = nullptr;  // [heads]
   float* sum = nullptr;      // [heads]
 };
@@ -42,7 +42,8 @@ void attend_list(const Query& query, const KvView& kv, int kv_head, const TokenL
 void attend_all(const Query& query, const KvView& kv, const TokenList& list, const Partial& out);
 
 // Logits alone (no V): [group, logit_stride] as above. Bytes: count K rows.
-void score_list(const Query& query, const KvView& kv, int kv_head, const TokenList& list, float* logits, std::int64_t logit_stride);
+void score_list(const Query& query, const KvView& kv, int kv_head, const TokenList& list, float* logits,
+                std::int64_t logit_stride);
 
 // Adds `part` to `into` (both [heads]): rescales to the larger maximum.
 void merge(const Partial& into, const Partial& part, int heads, int v_head_dim);
@@ -56,7 +57,8 @@ namespace reference {
 void attend_list(const Query& query, const KvView& kv, int kv_head, const TokenList& list, const Partial& out, float* logits,
                  std::int64_t logit_stride);
 void attend_all(const Query& query, const KvView& kv, const TokenList& list, const Partial& out);
-void score_list(const Query& query, const KvView& kv, int kv_head, const TokenList& list, float* logits, std::int64_t logit_stride);
+void score_list(const Query& query, const KvView& kv, int kv_head, const TokenList& list, float* logits,
+                std::int64_t logit_stride);
 }  // namespace reference
 
 }  // namespace tactic

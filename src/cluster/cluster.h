@@ -36,7 +36,7 @@ class QueryMoment {
   int dim() const { return dim_; }
   // [d, d], symmetric: the mean. Zero when empty.
   std::vector<double> mean() const;
-  double weight() const { return weight_; }          // tokens seen, at most kWindow
+  double weight() const { return weight_; }  // tokens seen, at most kWindow
   std::span<const double> sum() const { return sum_; }
   void restore(std::span<const double> sum, double weight);
 
@@ -64,17 +64,17 @@ constexpr int kRotarySpan = 4096;  // positions; estimation.md 4: with it a metr
 
 // The clusters of one KV head over a segment's tokens. Immutable once built.
 struct HeadClusters {
-  int count = 0;                 // C, all non-empty
-  Buffer<std::int32_t> tokens;   // [n] token numbers in the sequence, in cluster order, ascending inside a cluster
-  Buffer<std::int32_t> begin;    // [C + 1] into tokens
-  Buffer<std::int8_t> centroid8;  // [C, head_dim] mean of K / scale, round to nearest; empty with f16 centroids
-  Buffer<float> centroid_scale;  // [C]
+  int count = 0;                     // C, all non-empty
+  Buffer<std::int32_t> tokens;       // [n] token numbers in the sequence, in cluster order, ascending inside a cluster
+  Buffer<std::int32_t> begin;        // [C + 1] into tokens
+  Buffer<std::int8_t> centroid8;     // [C, head_dim] mean of K / scale, round to nearest; empty with f16 centroids
+  Buffer<float> centroid_scale;      // [C]
   Buffer<std::uint16_t> centroid16;  // [C, head_dim] mean of K in f16; empty with int8 centroids
-  Buffer<float> spread;          // [C] mean |y - mean y|^2 over the cluster (k-means' squared distance)
-  Buffer<std::int8_t> mean_v;    // [C, v_head_dim] mean of V / scale
-  Buffer<float> mean_v_scale;    // [C]
-  Buffer<float> covariance;      // [d, d] S: pooled covariance of k - centroid(k), in key space
-  float mean_spread = 0;         // t = tr(M S): token mean of the spread
+  Buffer<float> spread;              // [C] mean |y - mean y|^2 over the cluster (k-means' squared distance)
+  Buffer<std::int8_t> mean_v;        // [C, v_head_dim] mean of V / scale
+  Buffer<float> mean_v_scale;        // [C]
+  Buffer<float> covariance;          // [d, d] S: pooled covariance of k - centroid(k), in key space
+  float mean_spread = 0;             // t = tr(M S): token mean of the spread
 
   int size(int c) const { return begin[c + 1] - begin[c]; }
 };

@@ -37,7 +37,7 @@ class Buffer {
   // Contents are kept up to the smaller of the two sizes.
   void resize(std::size_t size) {
     if (size > capacity_) {
-      T* fresh = static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64}));
+      T* fresh = static_cast<T*>(::operator new (size * sizeof(T), std::align_val_t{64}));
       std::copy(data_.get(), data_.get() + size_, fresh);
       data_.reset(fresh);
       capacity_ = size;
@@ -66,7 +66,7 @@ class Buffer {
 
  private:
   struct Free {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
+    void operator()(T* p) const { ::operator delete (p, std::align_val_t{64}); }
   };
   std::unique_ptr<T[], Free> data_;
   std::size_t size_ = 0;

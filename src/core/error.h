@@ -11,10 +11,10 @@ enum class Status : int {
   invalid_argument = 1,  // a value of the caller's is out of its range; the message names it, the value and the range
   invalid_state = 2,     // the call does not fit the state of the object (append after the context is full, ...)
   out_of_memory = 3,
-  io = 4,                // a file could not be read or written; the message names it
-  corrupt = 5,           // a file is not what it says it is, or is damaged
-  non_finite = 6,        // NaN or infinity in q, K or V of the call; the outputs of other heads are valid
-  unsupported = 7,       // valid, but not built into this library
+  io = 4,           // a file could not be read or written; the message names it
+  corrupt = 5,      // a file is not what it says it is, or is damaged
+  non_finite = 6,   // NaN or infinity in q, K or V of the call; the outputs of other heads are valid
+  unsupported = 7,  // valid, but not built into this library
   internal = 8,
 };
 

@@ -20,19 +20,20 @@ struct Options {
   float mass = 0.9f;
 
   // ---- clustering (paper 4.2) ----
-  int cluster_size = 32;   // mean tokens a cluster holds, 2 .. 4096; metadata read per step is 0.27 * tokens / cluster_size rows
-  int iterations = 3;      // of k-means, 1 .. 100; estimation.md 4: ten in L2 are no better than three in the query metric
-  int segment_tokens = 0;  // tokens a segment of the prompt holds; 0: the whole prompt is one. k-means costs n^2 / cluster_size inside one
+  int cluster_size = 32;  // mean tokens a cluster holds, 2 .. 4096; metadata read per step is 0.27 * tokens / cluster_size rows
+  int iterations = 3;     // of k-means, 1 .. 100; estimation.md 4: ten in L2 are no better than three in the query metric
+  int segment_tokens =
+      0;  // tokens a segment of the prompt holds; 0: the whole prompt is one. k-means costs n^2 / cluster_size inside one
   Metric metric = Metric::query;
-  float shrinkage = 0.1f;  // of the query moment towards the identity, 0 .. 1 (estimation.md 2: 2% to 30% make no difference)
+  float shrinkage = 0.1f;      // of the query moment towards the identity, 0 .. 1 (estimation.md 2: 2% to 30% make no difference)
   bool int8_centroids = true;  // else f16: twice the bytes
   std::uint64_t seed = 0x7ac71c;
 
   // ---- always attended, not clustered ----
-  int sink_tokens = 4;         // first tokens of the sequence, 0 .. 1024
-  int recent_tokens = 64;      // newest tokens that are never clustered, 0 .. 65536
+  int sink_tokens = 4;          // first tokens of the sequence, 0 .. 1024
+  int recent_tokens = 64;       // newest tokens that are never clustered, 0 .. 65536
   int recluster_tokens = 2048;  // generated tokens that make a further segment (paper 4.3), >= 16 * cluster_size
-  int min_context = 1024;      // shorter contexts run dense: there is nothing to win
+  int min_context = 1024;       // shorter contexts run dense: there is nothing to win
 
   // ---- choosing, `tactic` (estimation.md 2) ----
   bool spread = true;       // log-normal cluster masses by spread; else by centroid alone

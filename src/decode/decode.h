@@ -27,12 +27,12 @@ struct LayerIndex {
 
 // What a step did, when asked. Spans are the caller's, or empty.
 struct StepReport {
-  std::span<std::int64_t> attended;    // [kv_heads] K/V rows attended, always-attended ones included
-  std::span<float> estimated_mass;     // [q_heads] share of the mass that the step believes it reached
-  std::span<std::int64_t> budget;      // [q_heads] tokens the head alone would take (`paper`: k of Algorithm 1)
+  std::span<std::int64_t> attended;     // [kv_heads] K/V rows attended, always-attended ones included
+  std::span<float> estimated_mass;      // [q_heads] share of the mass that the step believes it reached
+  std::span<std::int64_t> budget;       // [q_heads] tokens the head alone would take (`paper`: k of Algorithm 1)
   std::span<std::uint64_t> token_bits;  // [kv_heads, words] bitmap of attended tokens, words = ceil(tokens / 64)
-  double bytes = 0;                    // K, V and metadata read
-  double dense_bytes = 0;              // K and V of all tokens
+  double bytes = 0;                     // K, V and metadata read
+  double dense_bytes = 0;               // K and V of all tokens
   double rank_us = 0, estimate_us = 0, union_us = 0, attend_us = 0, total_us = 0;  // wall time of the stages
 };
 

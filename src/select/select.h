@@ -28,9 +28,9 @@ struct HeadTable {
   int stride = 0;  // count rounded up to 16
   std::int64_t token_count = 0;
   std::vector<Part> parts;
-  Buffer<float> size;           // [stride] tokens a cluster holds, 0 in the padding
-  Buffer<float> spread;         // [stride]
-  Buffer<std::int32_t> part_of;  // [stride]
+  Buffer<float> size;                                 // [stride] tokens a cluster holds, 0 in the padding
+  Buffer<float> spread;                               // [stride]
+  Buffer<std::int32_t> part_of;                       // [stride]
   std::vector<std::span<const std::int32_t>> tokens;  // [count] token numbers
 };
 HeadTable make_table(std::span<const std::shared_ptr<const Segment>> segments, int kv_head);
@@ -91,8 +91,8 @@ struct PaperReport {
 // chosen tokens set. logits: of the centroids. fixed, reference: [G]. budget [G], estimated [G]: k of each head and its estimated
 // covered share, out.
 void choose_paper(const Query& query, const KvView& kv, int kv_head, const HeadTable& table, const float* logits,
-                  const float* fixed, const float* reference, const Options& options, std::uint64_t* bitmap,
-                  std::int64_t* budget, float* estimated, PaperReport* report, SelectScratch& scratch);
+                  const float* fixed, const float* reference, const Options& options, std::uint64_t* bitmap, std::int64_t* budget,
+                  float* estimated, PaperReport* report, SelectScratch& scratch);
 
 // ---- tokens ----------------------------------------------------------------------------------------------------------
 
@@ -112,8 +112,8 @@ void tail_factors(const HeadTable& table, int group, const float* mass, const fl
 int choose_tail(const HeadTable& table, int group, const float* logits, const float* h, const float* reference,
                 const float* total, const std::uint8_t* chosen, int limit, std::int32_t* list, float* weights);
 void choose_paper(const Query& query, const KvView& kv, int kv_head, const HeadTable& table, const float* logits,
-                  const float* fixed, const float* reference, const Options& options, std::uint64_t* bitmap,
-                  std::int64_t* budget, float* estimated, PaperReport* report);
+                  const float* fixed, const float* reference, const Options& options, std::uint64_t* bitmap, std::int64_t* budget,
+                  float* estimated, PaperReport* report);
 }  // namespace reference
 
 }  // namespace tactic

@@ -53,8 +53,8 @@ class Sequence {
   std::int64_t due(int layer, std::int64_t tokens) const;
 
   // Attention of one query row of `layer` over kv.tokens tokens (see decode_step).
-  Status attend(Team& team, Workspace& workspace, int layer, const float* q, const KvView& kv, const float* sink_logits, float* out,
-                float* lse, StepReport* report) const;
+  Status attend(Team& team, Workspace& workspace, int layer, const float* q, const KvView& kv, const float* sink_logits,
+                float* out, float* lse, StepReport* report) const;
 
   // Rolls back to `tokens` tokens: segments that reach past it go; their tokens below it count as recent.
   void truncate(std::int64_t tokens);
