@@ -32,6 +32,8 @@ struct HeadTable {
   Buffer<float> spread;                               // [stride]
   Buffer<std::int32_t> part_of;                       // [stride]
   std::vector<std::span<const std::int32_t>> tokens;  // [count] token numbers
+  std::int64_t first_token = 0;                       // of all parts: tokens are contiguous from here
+  Buffer<std::int32_t> column_of;                     // [token_count] cluster of token first_token + i
 };
 HeadTable make_table(std::span<const std::shared_ptr<const Segment>> segments, int kv_head);
 
@@ -70,6 +72,12 @@ int choose(const HeadTable& table, int group, const float* mass, const float* fi
 // chosen estimate. exact: [G, stride], valid in chosen columns.
 void tail_factors(const HeadTable& table, int group, const float* mass, const float* exact, std::span<const std::int32_t> chosen,
                   float* factor, SelectScratch& scratch);
+
+// exact [G, stride], chosen columns only: sum of exp(logit - reference_g) over a cluster's tokens, from the logits that attention
+// wrote: token ids[i], head g at token_logits[g * token_stride + i].
+void sum_exact_masses(const HeadTable& table, int group, std::span<const std::int32_t> ids, const float* token_logits,
+                      std::int64_t token_stride, const float* reference, std::span<const std::int32_t> clusters, float* exact,
+                      SelectScratch& scratch);
 
 // The `limit` heaviest dropped clusters by max_g of w_gc / total_g, w_gc = size_c exp(logit + log cosh(sqrt(2 h spread_c)) -
 // reference_g). total [G]. Writes cluster numbers to list and weights [G, limit] (row stride limit); returns how many.
