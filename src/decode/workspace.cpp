@@ -39,7 +39,7 @@ void Workspace::reserve(int workers, const Query& query, const KvView& kv, const
   result.reserve(1, shape.q_heads, shape.v_head_dim);
   if (index == nullptr) return;
 
-  has_piece.resize(static_cast<std::size_t>(workers) * static_cast<std::size_t>(shape.kv_heads));
+  for (TaskCounter& task : tasks) task.next.store(0, std::memory_order_relaxed);
   if (heads.size() < static_cast<std::size_t>(shape.kv_heads)) heads.resize(static_cast<std::size_t>(shape.kv_heads));
   const auto group = static_cast<std::size_t>(shape.group());
   for (int h = 0; h < shape.kv_heads; ++h) {

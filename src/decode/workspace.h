@@ -52,22 +52,33 @@ struct HeadWork {
   int tail_count = 0;
 };
 
-// Wall time that one worker spent in parts of a phase, to split the phase's time by.
-struct alignas(64) WorkerClock {
+// Microseconds that one worker spent in the two parts of a phase, to split the phase's wall time by.
+struct TwoParts {
   double first = 0;
   double second = 0;
+};
+struct alignas(64) WorkerClock {
+  TwoParts rank;    // centroids; always-attended tokens
+  TwoParts choose;  // masses and choice; lists of tokens
+};
+
+// The phases that hand out KV heads or columns one by one.
+enum class Task { rank, choose, verify, finish, count };
+struct alignas(64) TaskCounter {
+  std::atomic<int> next{0};
 };
 
 class Workspace {
  public:
-  std::vector<HeadWork> heads;           // [kv_heads]
-  std::vector<SelectScratch> scratch;    // [workers]
-  std::vector<WorkerClock> clocks;       // [workers]
-  PartialSet fixed;                      // slots: workers; heads: q_heads
-  PartialSet pieces;                     // slots: workers; heads: q_heads; a worker's piece of a KV head's list
-  std::vector<std::uint8_t> has_piece;   // [workers, kv_heads]
-  PartialSet result;                     // one slot, q_heads
-  alignas(64) std::atomic<int> next{0};  // dynamic tasks of a phase
+  std::vector<HeadWork> heads;         // [kv_heads]
+  std::vector<SelectScratch> scratch;  // [workers]
+  std::vector<WorkerClock> clocks;     // [workers]
+  PartialSet fixed;                    // slots: workers; heads: q_heads
+  PartialSet pieces;                   // slots: workers; heads: q_heads; a worker's piece of a KV head's list
+  PartialSet result;                   // one slot, q_heads
+  TaskCounter tasks[static_cast<int>(Task::count)];
+
+  int take(Task task) { return tasks[static_cast<int>(task)].next.fetch_add(1, std::memory_order_relaxed); }
 
   void reserve(int workers, const Query& query, const KvView& kv, const LayerIndex* index, const Options& options);
 };
