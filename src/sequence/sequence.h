@@ -70,14 +70,20 @@ class Sequence {
   void save(std::ostream& out) const;
   void load(std::istream& in);
 
+  // Queries that probe the heads (promise): the newest kProbes of every kProbeSpacing-th observed token. estimation.md 6: five.
+  static constexpr int kProbes = 5;
+  static constexpr int kProbeSpacing = 16;
+
  private:
   struct LayerState {
     LayerIndex index;
     std::vector<QueryMoment> moments;  // [kv_heads]
-    std::vector<float> probes;         // [kProbes, q_heads, head_dim] ring of spaced recent queries
-    std::int64_t probe_count = 0;
-    bool prompt_done = false;
+    std::vector<float> probes;         // [kProbes, q_heads, head_dim] ring
+    std::int64_t observed = 0;         // tokens
+    bool probed = false;
   };
+  void cluster(Team& team, LayerState& state, const KvView& kv, std::int64_t waiting);
+  void drop_segments_from(LayerState& layer, std::size_t keep) const;
   void rebuild_tables(LayerState& layer) const;
 
   SequenceConfig config_;
