@@ -1,0 +1,45 @@
+// The program's side of integrations/llama/control.h: loads libtactic-llama.so into the engine and talks to it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "llama/control.h"
+
+namespace tactic::program {
+
+// What --method, --mass and --cluster-size ask for.
+struct MethodOptions {
+  std::string method = "tactic";  // tactic, paper, full, stock
+  double mass = 0.9;
+  int cluster_size = 0;  // 0: the method's own
+};
+
+// The plug-in stays loaded as long as the process, as the engine keeps pointers into it.
+class Plugin {
+ public:
+  // TACTIC_LLAMA_LIB, or libtactic-llama.so beside the program or in its ../lib. Before the first context is made. Throws
+  // Error(unsupported) that names the file and the remedy.
+  explicit Plugin(int threads);
+
+  // Takes effect with the next decode.
+  void use(const MethodOptions& options);
+  // Hash of the options that clusters depend on.
+  std::uint64_t cluster_options() const;
+
+  tactic_llama_stats stats() const;
+  void reset_stats() const { control_->reset_stats(); }
+  void save_index(const std::string& path) const;  // written beside and renamed; throws Error(io)
+  void load_index(const std::string& path) const;  // throws Error(corrupt) naming file and remedy
+  // `on_layer` is called after each layer of a decode step; empty ends it.
+  void watch_layers(std::function<void()> on_layer);
+
+ private:
+  void set(const char* name, const std::string& value) const;
+
+  const tactic_llama_control* control_ = nullptr;
+  std::function<void()> on_layer_;
+};
+
+}  // namespace tactic::program

@@ -1,0 +1,76 @@
+// A model that has read a document: from the options to a context that waits for a question's tokens.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "cache.h"
+#include "engine.h"
+#include "plugin.h"
+#include "prompt.h"
+
+namespace tactic::program {
+
+struct SessionOptions {
+  std::string model;
+  std::string file;
+  std::string question;
+  int tokens = 128;  // of the answer
+  MethodOptions method;
+  Truncate truncate = Truncate::none;
+  int threads = 0;  // 0: one per core
+  bool use_cache = true;
+  std::string cache;   // folder; empty: the default one
+  bool plugin = true;  // load it: not needed for the engine's own attention alone
+  bool verbose = false;
+};
+
+// What reading took. Seconds of this run; 0 where the cache had it.
+struct ReadingReport {
+  double load_seconds = 0;
+  double prefill_seconds = 0;           // document (if it was read now) and question
+  double document_prefill_seconds = 0;  // of the document when it was read, now or earlier
+  double cluster_seconds = 0;
+  std::int64_t prefilled_tokens = 0;  // in this run
+  std::int64_t cached_tokens = 0;     // from the cache
+};
+
+// Stopped by Ctrl-C before there was anything to show.
+struct Interrupted {};
+
+class Session {
+ public:
+  // Loads, reads, clusters, reads the question. Throws Error or Interrupted.
+  explicit Session(const SessionOptions& options);
+
+  const Model& model() const { return *model_; }
+  Context& context() { return *context_; }
+  Plugin* plugin() { return plugin_ ? &*plugin_ : nullptr; }
+  const Prompt& prompt() const { return prompt_; }
+  const ReadingReport& report() const { return report_; }
+  int threads() const { return threads_; }
+  int context_tokens() const { return context_tokens_; }
+
+ private:
+  void load_model();
+  void read_document();
+  void prefill(const Tokens& tokens, const char* what);
+  void cluster(std::uint64_t key);
+  void cluster_now();
+
+  SessionOptions options_;
+  int threads_;
+  int context_tokens_ = 0;
+  std::optional<Cache> cache_;
+  std::optional<Plugin> plugin_;
+  std::optional<Model> model_;
+  std::optional<Context> context_;
+  Prompt prompt_;
+  ReadingReport report_;
+};
+
+int default_threads();
+
+}  // namespace tactic::program
