@@ -61,15 +61,19 @@ build_engine() {  # folder of the finished engine
 
 # show_progress LOG COMMAND...: ninja's counter on a terminal, one line a tenth otherwise.
 show_progress() {
-  local log=$1
+  local log=$1 line shown=0 tenth
   shift
-  "$@" 2>&1 | tee -a "$log" | awk -v tty="$([ -t 2 ] && echo 1)" '
-    match($0, /^\[[0-9]+\/[0-9]+\]/) {
-      split(substr($0, 2, RLENGTH - 2), n, "/")
-      if (tty) printf "\rtactic: %d of %d files", n[1], n[2] > "/dev/stderr"
-      else if (int(10 * n[1] / n[2]) > shown) { shown = int(10 * n[1] / n[2]); printf "tactic: engine %d%%\n", shown * 10 > "/dev/stderr" }
-    }
-    END { if (tty) printf "\n" > "/dev/stderr" }'
+  "$@" 2>&1 | tee -a "$log" | while IFS= read -r line; do
+    [[ $line =~ ^\[([0-9]+)/([0-9]+)\] ]] || continue
+    tenth=$((10 * BASH_REMATCH[1] / BASH_REMATCH[2]))
+    if [ -t 2 ]; then
+      printf '\rtactic: %d of %d files' "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" >&2
+    elif [ "$tenth" -gt "$shown" ]; then
+      shown=$tenth
+      say "engine $((10 * tenth))%"
+    fi
+  done
+  if [ -t 2 ]; then echo >&2; fi
 }
 
 # need_engine: build/engine -> the cached engine; its programs and libraries copied to build/bin, where they run in place.
