@@ -1,5 +1,6 @@
 // The index of a sequence as bytes. Layout: docs/index-format.md. Integers and floats little-endian as in memory.
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <istream>
@@ -127,6 +128,19 @@ class Reader {
   Checksum checksum_;
 };
 
+// The options that shape segments: an index made with others is not what this sequence would have built.
+std::array<double, 9> settings_of(const Options& o) {
+  return {o.method == Method::paper ? 1.0 : 0.0,
+          static_cast<double>(o.cluster_size),
+          static_cast<double>(o.iterations),
+          static_cast<double>(o.segment_tokens),
+          static_cast<double>(o.metric),
+          static_cast<double>(o.shrinkage),
+          o.int8_centroids ? 1.0 : 0.0,
+          static_cast<double>(o.sink_tokens),
+          static_cast<double>(o.seed)};
+}
+
 void write_head(Writer& w, const HeadClusters& head) {
   w.value(static_cast<std::int32_t>(head.count));
   w.value(static_cast<std::uint8_t>(head.centroid8.empty() ? 0 : 1));
@@ -187,9 +201,7 @@ void Sequence::save(std::ostream& out) const {
   w.value(kVersion);
   w.value(config_.layers);
   w.value(config_.shape);
-  const Options& o = config_.options;
-  w.value(static_cast<std::int32_t>(o.method == Method::paper ? 1 : 0));
-  w.value(static_cast<std::int32_t>(o.cluster_size));
+  for (const double setting : settings_of(config_.options)) w.value(setting);
   for (const LayerState& layer : layers_) {
     for (const QueryMoment& moment : layer.moments) {
       w.value(moment.weight());
@@ -221,10 +233,8 @@ void Sequence::load(std::istream& in) {
       shape.head_dim != own.head_dim || shape.v_head_dim != own.v_head_dim) {
     corrupt("made for another model");
   }
-  const bool paper = r.value<std::int32_t>() != 0;
-  const auto cluster_size = r.value<std::int32_t>();
-  if (paper != (config_.options.method == Method::paper) || cluster_size != config_.options.cluster_size) {
-    corrupt("made with another method or cluster size");
+  for (const double setting : settings_of(config_.options)) {
+    if (r.value<double>() != setting) corrupt("made with other clustering options");
   }
   const std::size_t probe_values =
       static_cast<std::size_t>(kProbes) * static_cast<std::size_t>(own.q_heads) * static_cast<std::size_t>(own.head_dim);

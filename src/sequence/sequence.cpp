@@ -81,7 +81,8 @@ std::int64_t Sequence::due(int layer, std::int64_t tokens) const {
   const std::int64_t first = prompt ? options.sink_tokens : index.last();
   const std::int64_t waiting = tokens - options.recent_tokens - first;
   if (prompt) return tokens >= options.min_context && waiting >= options.cluster_size ? waiting : 0;
-  return waiting >= options.recluster_tokens ? waiting : 0;
+  // One segment a call, however many tokens a long absence brought: the pause is bounded.
+  return waiting >= options.recluster_tokens ? options.recluster_tokens : 0;
 }
 
 UpdateReport Sequence::update(Team& team, Workspace& workspace, int layer, const KvView& kv, bool may_recluster) {

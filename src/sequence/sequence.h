@@ -45,8 +45,8 @@ class Sequence {
   // in floats. They shape the metric (last 128 tokens) and probe the heads (promise).
   void observe(int layer, const float* q, int tokens, std::int64_t token_stride, std::int64_t head_stride);
 
-  // Clusters what is due in a layer: the prompt when its tokens are there (all of tokens [sink, kv.tokens - recent)), later a
-  // segment of recluster_tokens each time so many have gathered. Call before attend(); cheap when nothing is due. When
+  // Clusters what is due in a layer: the prompt when its tokens are there (all of tokens [sink, kv.tokens - recent)), later one
+  // segment of recluster_tokens a call while so many have gathered. Call before attend(); cheap when nothing is due. When
   // `may_recluster` is false, a further segment is left for a later call (spread the pauses: one layer a step).
   UpdateReport update(Team& team, Workspace& workspace, int layer, const KvView& kv, bool may_recluster);
   // Tokens of a layer that an update() would cluster now.

@@ -1,0 +1,37 @@
+// Counts calls of operator new: include in one file of a test program, which then replaces the global operators.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+
+namespace tactic::test {
+
+inline std::atomic<std::int64_t> news{0};
+
+}  // namespace tactic::test
+
+namespace tactic::test::detail {
+inline void* counted(std::size_t size, std::size_t alignment) {
+  ++news;
+  void* p = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+  if (p == nullptr) throw std::bad_alloc();
+  return p;
+}
+}  // namespace tactic::test::detail
+
+void* operator new(std::size_t size) { return tactic::test::detail::counted(size, alignof(std::max_align_t)); }
+void* operator new[](std::size_t size) { return tactic::test::detail::counted(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t a) { return tactic::test::detail::counted(size, static_cast<std::size_t>(a)); }
+void* operator new[](std::size_t size, std::align_val_t a) {
+  return tactic::test::detail::counted(size, static_cast<std::size_t>(a));
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete[](void* p) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::size_t) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
