@@ -20,6 +20,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace tactic {
 namespace HWY_NAMESPACE {
+namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
 using Floats = hn::ScalableTag<float>;
@@ -239,6 +240,7 @@ int choose_clusters(const ChooseTask& task) {
   return added;
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace tactic
 HWY_AFTER_NAMESPACE();

@@ -15,6 +15,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace tactic {
 namespace HWY_NAMESPACE {
+namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Sums of f32 lanes go to double this often, which keeps their rounding below 64 * 2^-24.
@@ -145,6 +146,7 @@ HWY_NOINLINE Cut find_cut(const CutTask& task) {
   return cut;
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace tactic
 HWY_AFTER_NAMESPACE();

@@ -11,6 +11,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace tactic {
 namespace HWY_NAMESPACE {
+namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
 using Floats = hn::ScalableTag<float>;
@@ -100,6 +101,7 @@ void quadratic_forms(const float* q, const float* s, int group, int dim, float* 
   }
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace tactic
 HWY_AFTER_NAMESPACE();

@@ -11,6 +11,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace tactic {
 namespace HWY_NAMESPACE {
+namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // exp(x), relative error below 3e-7 for |x| <= 87; 0 below -87, x must be at most 88; NaN stays NaN. The polynomial is that of
@@ -42,6 +43,7 @@ HWY_INLINE V soft_cap(D d, V x, float cap) {
   return hn::CopySign(hn::Mul(hn::Set(d, cap), hn::Div(hn::Sub(one, t), hn::Add(one, t))), x);
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace tactic
 HWY_AFTER_NAMESPACE();

@@ -18,11 +18,40 @@
 HWY_BEFORE_NAMESPACE();
 namespace tactic {
 namespace HWY_NAMESPACE {
+namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Heads of one pass: with two vectors of columns they need 2 * kHeads sums, 2 rows and a broadcast in 32 or 16 registers.
 constexpr int kHeads = HWY_TARGET == HWY_AVX3 ? 8 : 6;
 
+template <class D, class V>
+HWY_INLINE void finish(D d, V sum, const RankTask& task, int g, int c) {
+  V x = hn::Mul(sum, hn::Set(d, task.unit[g]));
+  if (task.softcap > 0) x = soft_cap(d, x, task.softcap);
+  hn::StoreU(x, d, task.logits + g * task.stride + c);
+}
+
+#if HWY_TARGET == HWY_SCALAR  // one lane: no pairs
+template <int Heads, int Vectors>
+HWY_INLINE void rank8(const RankTask& task, int g, int c) {
+  const int dim = task.table->head_dim;
+  for (int v = 0; v < Vectors; ++v) {
+    const int column = c + v;
+    const std::int8_t* from = task.table->packed8.data() + static_cast<std::int64_t>(column / kPackedBlock) * dim * kPackedBlock +
+                              column % kPackedBlock * 2;
+    for (int j = g; j < g + Heads; ++j) {
+      const std::int32_t* pairs = task.pairs + static_cast<std::int64_t>(j) * (dim / 2);
+      std::int32_t sum = 0;
+      for (int i = 0; i < dim / 2; ++i) {
+        const std::int8_t* pair = from + i * 2 * kPackedBlock;
+        sum += pair[0] * static_cast<std::int16_t>(pairs[i] & 0xffff) + pair[1] * (pairs[i] >> 16);
+      }
+      const hn::ScalableTag<float> df;
+      finish(df, hn::Set(df, static_cast<float>(sum) * task.table->centroid_scale[column]), task, j, column);
+    }
+  }
+}
+#else
 // sum + a_even * b_even + a_odd * b_odd
 template <class D32, class V16, class V32>
 HWY_INLINE V32 add_pairs(D32 d32, V16 a, V16 b, V32 sum) {
@@ -37,18 +66,11 @@ HWY_INLINE V32 add_pairs(D32 d32, V16 a, V16 b, V32 sum) {
 #endif
 }
 
-template <class D, class V>
-HWY_INLINE void finish(D d, V sum, const RankTask& task, int g, int c) {
-  V x = hn::Mul(sum, hn::Set(d, task.unit[g]));
-  if (task.softcap > 0) x = soft_cap(d, x, task.softcap);
-  hn::StoreU(x, d, task.logits + g * task.stride + c);
-}
-
 // Columns c .. c + Vectors * lanes - 1 for heads g .. g + Heads - 1.
 template <int Heads, int Vectors>
 HWY_INLINE void rank8(const RankTask& task, int g, int c) {
   const hn::ScalableTag<std::int16_t> d16;
-  const hn::RebindToSigned<hn::ScalableTag<float>> d32;
+  const hn::RebindToSigned<hn::ScalableTag<float> > d32;
   const hn::ScalableTag<float> df;
   const hn::Rebind<std::int8_t, decltype(d16)> d8;
   constexpr int kLanes = static_cast<int>(hn::MaxLanes(df));
@@ -75,6 +97,8 @@ HWY_INLINE void rank8(const RankTask& task, int g, int c) {
     for (int j = 0; j < Heads; ++j) finish(df, hn::Mul(hn::ConvertTo(df, sum[j][v]), scale), task, g + j, c + v * kLanes);
   }
 }
+
+#endif
 
 template <int Heads, int Vectors>
 HWY_INLINE void rank16(const RankTask& task, int g, int c) {
@@ -134,6 +158,7 @@ void rank_heads(const RankTask& task, int group, int first, int last) {
   }
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace tactic
 HWY_AFTER_NAMESPACE();

@@ -15,6 +15,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace tactic {
 namespace HWY_NAMESPACE {
+namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr double kFaintShare = 0.1;   // of the chosen estimate, judged by its faintest clusters
@@ -147,6 +148,7 @@ void add_means(const AddTask& task) {
   }
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace tactic
 HWY_AFTER_NAMESPACE();
