@@ -138,13 +138,15 @@ void Sequence::rebuild_tables(LayerState& layer) const {
 }
 
 Status Sequence::attend(Team& team, Workspace& workspace, int layer, const float* q, const KvView& kv, const float* sink_logits,
-                        float* out, float* lse, StepReport* report) const {
+                        float* out, float* lse, StepReport* report, float mass) const {
   AttentionParams params = config_.params;
   params.sink_logits = sink_logits;
   const LayerIndex& index = layers_[static_cast<std::size_t>(layer)].index;
   // Segments past the view's end would name tokens that it does not have: such a step runs dense.
   const LayerIndex* usable = index.last() <= kv.tokens ? &index : nullptr;
-  return decode_step(team, workspace, {q, config_.shape, params}, kv, usable, config_.options, out, lse, report);
+  Options options = config_.options;
+  if (mass != 0) options.mass = mass;
+  return decode_step(team, workspace, {q, config_.shape, params}, kv, usable, options, out, lse, report);
 }
 
 void Sequence::drop_segments_from(LayerState& layer, std::size_t keep) const {

@@ -52,9 +52,9 @@ class Sequence {
   // Tokens of a layer that an update() would cluster now.
   std::int64_t due(int layer, std::int64_t tokens) const;
 
-  // Attention of one query row of `layer` over kv.tokens tokens (see decode_step).
+  // Attention of one query row of `layer` over kv.tokens tokens (see decode_step). mass: P of this step; 0: the options'.
   Status attend(Team& team, Workspace& workspace, int layer, const float* q, const KvView& kv, const float* sink_logits,
-                float* out, float* lse, StepReport* report) const;
+                float* out, float* lse, StepReport* report, float mass = 0) const;
 
   // Rolls back to `tokens` tokens: segments that reach past it go; their tokens below it count as recent.
   void truncate(std::int64_t tokens);
