@@ -24,28 +24,36 @@ struct Rotary {
   std::vector<float> frequency;  // [pairs]; dims beyond 2 * pairs are not turned
 };
 
-// Second moment of recent queries of one KV head's group: mean over the last `window` rows of q q^T, exponentially forgetting
-// what is older. q as the attention sees it (post-RoPE, unscaled).
+// Second moment of recent queries of one KV head's group: the mean of q q^T over the last kWindow tokens and their heads, q as
+// the attention sees it (post-RoPE, unscaled). A call with kWindow tokens or more replaces what was seen before; shorter ones
+// displace it in equal parts, so that it fades exponentially. Tokens with a NaN or an infinity in q are passed over.
 class QueryMoment {
  public:
   explicit QueryMoment(int head_dim = 0) : dim_(head_dim), sum_(static_cast<std::size_t>(head_dim) * head_dim, 0.0) {}
   // q: `tokens` tokens oldest first; token i, query head g at q + i * token_stride + g * head_stride (strides in floats).
-  // Only the last kWindow tokens count. Cost: min(tokens, kWindow) * group * d^2.
+  // Only the last kWindow tokens count. Cost: min(tokens, kWindow) * group * d^2 / 2 multiply-adds, in bunches of kBunch tokens:
+  // a decode step mostly copies q. Allocates in the first call (and when the group grows) only.
   void add(const float* q, int tokens, int group, std::int64_t token_stride, std::int64_t head_stride);
-  bool empty() const { return weight_ == 0; }
+  bool empty() const { return weight_ == 0 && pending_tokens_ == 0; }
   int dim() const { return dim_; }
   // [d, d], symmetric: the mean. Zero when empty.
   std::vector<double> mean() const;
-  double weight() const { return weight_; }  // tokens seen, at most kWindow
-  std::span<const double> sum() const { return sum_; }
+  double weight() const;                // tokens seen, at most kWindow
+  std::span<const double> sum() const;  // [d, d]; the lower triangle is valid: sum over tokens of the mean over the group
   void restore(std::span<const double> sum, double weight);
 
   static constexpr int kWindow = 128;  // tokens; estimation.md 4: 32 steps 878 units, 8 steps 930, 2 steps 1118
+  static constexpr int kBunch = 32;    // tokens: one pass over the d^2 doubles of the sum serves so many
 
  private:
+  void fold() const;  // pending tokens into the sum
+  void forget(int arriving) const;
+
   int dim_;
-  std::vector<double> sum_;
-  double weight_ = 0;
+  mutable std::vector<double> sum_;
+  mutable double weight_ = 0;
+  mutable std::vector<float> pending_;  // [rows, d] queries / sqrt(group)
+  mutable int pending_tokens_ = 0;
 };
 
 // The space of k-means: y = L^T k, M = L L^T. kind l2 has no factor.
@@ -55,10 +63,16 @@ struct MetricSpace {
   std::vector<float> factor;  // query: L [d, d] row-major, lower triangular; diagonal: [d] square roots of the diagonal
 };
 
-// M = (1 - shrinkage) moment + shrinkage tr/d I, for `query` averaged over RoPE turns by 0 .. kRotarySpan positions. Falls back
-// to `diagonal` where the rotary layout is unknown and to `l2` where no queries were observed.
+// M = (1 - shrinkage) moment + shrinkage tr/d I, for `query` with the moment averaged over RoPE turns by 0 .. kRotarySpan
+// positions. `diagonal` keeps M's diagonal, equal inside each rotary pair, which is what turning leaves of it; where the layout
+// is unknown, equal inside the sets of four dims that are closed under both layouts. Falls back to `diagonal` where the layout
+// is unknown and to `l2` where no queries were observed. Cost: d^3 / 3.
 MetricSpace make_metric(Metric wanted, const QueryMoment& moment, const Rotary& rotary, float shrinkage);
 constexpr int kRotarySpan = 4096;  // positions; estimation.md 4: with it a metric 4300 tokens old costs 674 tokens instead of 860
+
+// The two steps of it, [d, d] symmetric row-major, in place; cholesky leaves L in the lower triangle and zeros above.
+void average_over_turns(std::span<double> moment, int dim, const Rotary& rotary, int span);
+void cholesky(std::span<double> matrix, int dim);
 
 // ---- segments --------------------------------------------------------------------------------------------------------
 
@@ -99,6 +113,7 @@ struct ClusterOptions {
 
 // Clusters tokens [first, last) of every KV head. metrics: [kv_heads]. Deterministic for a seed and independent of the
 // number of workers. NaN or infinity in K or V throws Error(non_finite) naming the token. last - first >= 1.
+// C = max(1, round(n / cluster_size)); a cluster that loses its last token takes the one farthest from its centroid.
 // Cost: (iterations + 1) * n * n / cluster_size * head_dim multiply-adds a KV head.
 std::shared_ptr<const Segment> build_segment(Team& team, const KvView& kv, std::int64_t first, std::int64_t last,
                                              std::span<const MetricSpace> metrics, const ClusterOptions& options);
