@@ -31,9 +31,10 @@ TEST_P(Allocation, WarmStepsDoNotAllocate) {
   std::int64_t before = 0;
   for (int i = 0; i < 200; ++i) {
     kv.tokens = 1300 + i;
-    // Heads may need more than ever before at any step: what a step may need is reserved, not what it needed.
     const Query query{queries[static_cast<std::size_t>(i)].data(), spec.kv.shape, layer.kv().params()};
-    StepReport report{.attended = attended, .estimated_mass = mass};
+    StepReport report;
+    report.attended = attended;
+    report.estimated_mass = mass;
     ASSERT_EQ(decode_step(*team, *workspace, query, kv, &layer.index(), options, out.data(), lse.data(), &report), Status::ok);
     if (i == 0) before = news.load();
   }
