@@ -25,18 +25,18 @@ extern "C" {
 typedef struct tactic_llama_stats {
   size_t size; /* set by the caller: sizeof(tactic_llama_stats) */
   uint64_t rows;
-  uint64_t sparse_rows;       /* rows that did not attend to every token */
-  uint64_t declined;          /* attention nodes of decode size that were left to the engine */
-  uint64_t observed;          /* attention nodes of prefill size whose queries were looked at */
-  double attended_share;      /* mean over rows and KV heads: tokens attended / tokens in context */
-  double estimated_mass;      /* mean over sparse rows and query heads of the share the step believes it reached; 1 without any */
-  double bytes;               /* K, V and metadata read */
-  double dense_bytes;         /* K and V of all tokens of the same rows */
+  uint64_t sparse_rows;  /* rows that did not attend to every token */
+  uint64_t declined;     /* attention nodes of decode size that were left to the engine */
+  uint64_t observed;     /* attention nodes of prefill size whose queries were looked at */
+  double attended_share; /* mean over rows and KV heads: tokens attended / tokens in context */
+  double estimated_mass; /* mean over sparse rows and query heads of the share the step believes it reached; 1 without any */
+  double bytes;          /* K, V and metadata read */
+  double dense_bytes;    /* K and V of all tokens of the same rows */
   double rank_us, estimate_us, union_us, attend_us; /* wall time by stage, microseconds */
-  double total_us;            /* of the whole rows, clustering not counted */
-  double cluster_seconds;     /* the pauses */
-  uint64_t clustered_tokens;  /* summed over layers */
-  uint64_t index_bytes;       /* held now, all layers */
+  double total_us;                                  /* of the whole rows, clustering not counted */
+  double cluster_seconds;                           /* the pauses */
+  uint64_t clustered_tokens;                        /* summed over layers */
+  uint64_t index_bytes;                             /* held now, all layers */
 } tactic_llama_stats;
 
 /* Rows of K or V in the engine's memory: cell c of KV head h starts at data + c * cell_stride + h * head_stride (bytes). */
@@ -51,20 +51,20 @@ typedef struct tactic_llama_rows {
 /* One row (a token in a layer) that was just computed. Pointers are valid during the call. */
 typedef struct tactic_llama_trace {
   size_t size;
-  int32_t layer;     /* as in the name of the K cache tensor, cache_k_l<layer> */
-  int32_t sparse;    /* 0: every token was attended */
+  int32_t layer;  /* as in the name of the K cache tensor, cache_k_l<layer> */
+  int32_t sparse; /* 0: every token was attended */
   int32_t q_heads, kv_heads, head_dim, v_head_dim;
-  int64_t tokens;    /* in the context of this row, its own included */
-  const int32_t* cells;          /* [tokens] cell of each token, or NULL: token t is in cell t */
-  const float* q;                /* [q_heads, head_dim] post-RoPE, unscaled */
-  const float* out;              /* [q_heads, v_head_dim] */
+  int64_t tokens;       /* in the context of this row, its own included */
+  const int32_t* cells; /* [tokens] cell of each token, or NULL: token t is in cell t */
+  const float* q;       /* [q_heads, head_dim] post-RoPE, unscaled */
+  const float* out;     /* [q_heads, v_head_dim] */
   tactic_llama_rows k, v;
   float scale;
-  const int64_t* attended;       /* [kv_heads] tokens attended */
-  const int64_t* budget;         /* [q_heads] tokens the head alone would take */
-  const float* estimated_mass;   /* [q_heads] */
-  const float* true_mass;        /* [q_heads] share of the exact softmax mass attended, or NULL without TACTIC_TRACE_TRUE_MASS */
-  const uint64_t* token_bits;    /* [kv_heads, words], words = ceil(tokens / 64): bit t set, token t was attended */
+  const int64_t* attended;     /* [kv_heads] tokens attended */
+  const int64_t* budget;       /* [q_heads] tokens the head alone would take */
+  const float* estimated_mass; /* [q_heads] */
+  const float* true_mass;      /* [q_heads] share of the exact softmax mass attended, or NULL without TACTIC_TRACE_TRUE_MASS */
+  const uint64_t* token_bits;  /* [kv_heads, words], words = ceil(tokens / 64): bit t set, token t was attended */
 } tactic_llama_trace;
 
 typedef void (*tactic_llama_trace_fn)(const tactic_llama_trace* row, void* user);
@@ -76,7 +76,7 @@ typedef struct tactic_llama_control {
 
   /* Names and values as in the environment, docs/llama.md, in lower case without TACTIC_: set("method", "paper"),
    * set("mass", "0.9"), set("cluster_size", "32"). Takes effect with the next llama_decode(). method: tactic, paper, full, or
-   * stock (the engine's own attention). "preset" = "paper" or "tactic" sets every option to that pipeline's. */
+   * stock (the engine's own attention). "tactic" and "paper" bring their own defaults for options that were not set by name. */
   int (*set)(const char* name, const char* value);
   /* The value as text, or NULL for an unknown name. Valid until the next call from the same thread. */
   const char* (*get)(const char* name);

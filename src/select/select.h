@@ -24,8 +24,9 @@ struct HeadTable {
     std::shared_ptr<const Segment> owner;
     int first = 0;
   };
-  int count = 0;   // clusters
-  int stride = 0;  // count rounded up to 16
+  int count = 0;     // clusters
+  int stride = 0;    // count rounded up to 16
+  int head_dim = 0;  // of the centroids
   std::int64_t token_count = 0;
   std::vector<Part> parts;
   Buffer<float> size;                                 // [stride] tokens a cluster holds, 0 in the padding
@@ -34,12 +35,20 @@ struct HeadTable {
   std::vector<std::span<const std::int32_t>> tokens;  // [count] token numbers
   std::int64_t first_token = 0;                       // of all parts: tokens are contiguous from here
   Buffer<std::int32_t> column_of;                     // [token_count] cluster of token first_token + i
+
+  // Copies of the centroids in blocks of 16 columns, so that a vector holds one or two dims of 16 clusters and a dot product
+  // needs no horizontal sum; zero in the padding. f16 as soon as one segment has f16 centroids. Less than 1% of K and V.
+  Buffer<std::int8_t> packed8;     // [stride / 16, head_dim / 2, 16, 2]
+  Buffer<float> centroid_scale;    // [stride] of packed8
+  Buffer<std::uint16_t> packed16;  // [stride / 16, head_dim, 16]
 };
 HeadTable make_table(std::span<const std::shared_ptr<const Segment>> segments, int kv_head);
 
 // ---- rank ------------------------------------------------------------------------------------------------------------
 
 // logits[g * stride + c] for table columns [first, last): scale * q_g . centroid_c, softcap applied. Bytes: centroids.
+// Split at multiples of 16. With int8 centroids q is rounded to 16 bits of its largest element: an error of about 1e-5 |q| |c|,
+// where the centroids' own rounding is 4e-3. A head whose q is not finite gets NaN.
 void score_centroids(const Query& query, int kv_head, const HeadTable& table, int first, int last, float* logits);
 
 // ---- choice, `tactic` ------------------------------------------------------------------------------------------------
@@ -56,15 +65,17 @@ void half_variances(const Query& query, int kv_head, const HeadTable& table, flo
 
 // e [G, stride] = size_c exp(min(logit + h spread_c - reference_g, 60)); 0 in the padding. h may be null: centroid alone.
 // With a softcap the spread term is scaled by its squared slope at the centroid's logit.
-void estimate_masses(const HeadTable& table, int group, const float* logits, const float* h, const float* reference, float* mass);
+void estimate_masses(const HeadTable& table, int group, const float* logits, const float* h, const float* reference, float* mass,
+                     float softcap = 0);
 
 // Adds clusters to `chosen` until every head has `target_g` of its total (fixed_g + sum_c mass_gc), for all heads at once
 // (lambda rule) or, with joint = false, head by head and united.
 //   mass    [G, stride]; fixed [G] on the same scale; target [G] in (0, 1)
 //   chosen  [stride] 0/1, in and out; list: room for `count` cluster numbers
 //   covered [G] or null: covered share of each head's total, out
-// Returns how many clusters were added, written to list in unspecified order. No sort: thresholds from histograms of log
-// density; the cut is exact to the histogram's last bin (the set is minimal to within the clusters of one density bin).
+// Returns how many clusters were added, written to list in unspecified order; list may be null. No sort: a cut is found by
+// bisection of the score's bits over the candidates that are left. Clusters of no mass are never added, except that a head whose
+// total is not a positive finite number makes it take every cluster (covered = 1).
 int choose(const HeadTable& table, int group, const float* mass, const float* fixed, const float* target, bool joint,
            std::uint8_t* chosen, std::int32_t* list, float* covered, SelectScratch& scratch);
 
@@ -80,10 +91,11 @@ void sum_exact_masses(const HeadTable& table, int group, std::span<const std::in
                       SelectScratch& scratch);
 
 // The `limit` heaviest dropped clusters by max_g of w_gc / total_g, w_gc = size_c exp(logit + log cosh(sqrt(2 h spread_c)) -
-// reference_g). total [G]. Writes cluster numbers to list and weights [G, limit] (row stride limit); returns how many.
+// reference_g), the exponent at most 60. total [G]. Writes cluster numbers to list and weights [G, limit] (row stride limit);
+// returns how many.
 int choose_tail(const HeadTable& table, int group, const float* logits, const float* h, const float* reference,
                 const float* total, const std::uint8_t* chosen, int limit, std::int32_t* list, float* weights,
-                SelectScratch& scratch);
+                SelectScratch& scratch, float softcap = 0);
 
 // Adds sum_c w_gc mean(V_c) to out's outputs and w_gc to its sums; out's maximum must be `reference` already.
 void add_tail(const HeadTable& table, int group, int v_head_dim, std::span<const std::int32_t> list, const float* weights,
@@ -112,13 +124,17 @@ std::int64_t take_tokens(std::uint64_t* bitmap, std::int64_t words, std::int32_t
 // The same stages in scalar code, double precision, sorts instead of histograms: the oracle.
 namespace reference {
 void score_centroids(const Query& query, int kv_head, const HeadTable& table, int first, int last, float* logits);
-void estimate_masses(const HeadTable& table, int group, const float* logits, const float* h, const float* reference, float* mass);
+void half_variances(const Query& query, int kv_head, const HeadTable& table, float* h);
+void estimate_masses(const HeadTable& table, int group, const float* logits, const float* h, const float* reference, float* mass,
+                     float softcap = 0);
 int choose(const HeadTable& table, int group, const float* mass, const float* fixed, const float* target, bool joint,
            std::uint8_t* chosen, std::int32_t* list, float* covered);
 void tail_factors(const HeadTable& table, int group, const float* mass, const float* exact, std::span<const std::int32_t> chosen,
                   float* factor);
 int choose_tail(const HeadTable& table, int group, const float* logits, const float* h, const float* reference,
-                const float* total, const std::uint8_t* chosen, int limit, std::int32_t* list, float* weights);
+                const float* total, const std::uint8_t* chosen, int limit, std::int32_t* list, float* weights, float softcap = 0);
+void add_tail(const HeadTable& table, int group, int v_head_dim, std::span<const std::int32_t> list, const float* weights,
+              int weight_stride, const Partial& out);
 void choose_paper(const Query& query, const KvView& kv, int kv_head, const HeadTable& table, const float* logits,
                   const float* fixed, const float* reference, const Options& options, std::uint64_t* bitmap, std::int64_t* budget,
                   float* estimated, PaperReport* report);

@@ -1,0 +1,68 @@
+// The functions of control.h.
+#include "control.h"
+
+#include <exception>
+#include <string>
+
+#include "index_file.h"
+#include "plugin.h"
+#include "shared.h"
+
+namespace tactic::llama {
+namespace {
+
+thread_local std::string t_error;
+thread_local std::string t_value;
+
+// Runs `work`; an exception becomes -1 and last_error().
+template <typename Work>
+int guarded(Work work) {
+  try {
+    work();
+    return 0;
+  } catch (const std::exception& error) {
+    t_error = error.what();
+    return -1;
+  }
+}
+
+const char* last_error() { return t_error.c_str(); }
+
+int set(const char* name, const char* value) {
+  return guarded([&] {
+    auto next = std::make_shared<Settings>(*Shared::instance().settings());
+    next->set(name, value);
+    Shared::instance().set(std::move(next));
+  });
+}
+
+const char* get(const char* name) {
+  const auto value = Shared::instance().settings()->get(name);
+  if (!value) return nullptr;
+  t_value = *value;
+  return t_value.c_str();
+}
+
+void read_stats(tactic_llama_stats* stats) { Shared::instance().read(*stats); }
+void reset_stats() { Shared::instance().reset(); }
+
+void set_trace(tactic_llama_trace_fn trace, void* user, unsigned flags) {
+  Shared::instance().set_trace({trace, user, (flags & TACTIC_TRACE_TRUE_MASS) != 0});
+}
+
+int save(const char* path) {
+  return guarded([&] { save_index(path); });
+}
+int load(const char* path) {
+  return guarded([&] { load_index(path); });
+}
+void drop() { drop_indexes(); }
+
+const tactic_llama_control kControl = {
+    sizeof(tactic_llama_control), last_error, set, get, read_stats, reset_stats, set_trace, save, load, drop};
+
+}  // namespace
+
+const tactic_llama_control* control() { return &kControl; }
+
+}  // namespace tactic::llama

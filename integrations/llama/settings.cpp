@@ -1,0 +1,171 @@
+// The table of settings: parsing, printing, checking.
+#include "settings.h"
+
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <cstdlib>
+#include <variant>
+
+#include "core/error.h"
+
+namespace tactic::llama {
+namespace {
+
+using Member = std::variant<float Options::*, int Options::*, bool Options::*, std::uint64_t Options::*, Metric Options::*>;
+struct Field {
+  const char* name;
+  Member member;
+};
+const Field kFields[] = {
+    {"mass", &Options::mass},
+    {"cluster_size", &Options::cluster_size},
+    {"iterations", &Options::iterations},
+    {"segment_tokens", &Options::segment_tokens},
+    {"metric", &Options::metric},
+    {"shrinkage", &Options::shrinkage},
+    {"int8_centroids", &Options::int8_centroids},
+    {"seed", &Options::seed},
+    {"sink_tokens", &Options::sink_tokens},
+    {"recent_tokens", &Options::recent_tokens},
+    {"recluster_tokens", &Options::recluster_tokens},
+    {"min_context", &Options::min_context},
+    {"spread", &Options::spread},
+    {"joint", &Options::joint},
+    {"verify", &Options::verify},
+    {"tail_factor", &Options::tail_factor},
+    {"tail_clusters", &Options::tail_clusters},
+    {"promise", &Options::promise},
+    {"fit_head", &Options::fit_head},
+    {"fit_window", &Options::fit_window},
+    {"fit_first", &Options::fit_first},
+    {"fit_second", &Options::fit_second},
+};
+const char* const kModes[] = {"tactic", "paper", "full", "stock"};
+const char* const kMetrics[] = {"query", "diagonal", "l2"};
+
+[[noreturn]] void reject(const std::string& name, const std::string& value, const std::string& expected) {
+  throw Error(Status::invalid_argument, name + " is '" + value + "', must be " + expected);
+}
+
+template <typename T>
+T number(const std::string& name, const std::string& value, const char* expected) {
+  T parsed{};
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), parsed);
+  if (error != std::errc() || end != value.data() + value.size()) reject(name, value, expected);
+  return parsed;
+}
+
+template <std::size_t N>
+int choice(const std::string& name, const std::string& value, const char* const (&names)[N]) {
+  for (std::size_t i = 0; i < N; ++i) {
+    if (value == names[i]) return static_cast<int>(i);
+  }
+  std::string expected = "one of";
+  for (const char* known : names) expected += std::string(" ") + known;
+  reject(name, value, expected);
+}
+
+bool flag(const std::string& name, const std::string& value) {
+  if (value == "1" || value == "on" || value == "true") return true;
+  if (value == "0" || value == "off" || value == "false") return false;
+  reject(name, value, "0 or 1");
+}
+
+struct Assign {
+  Options& options;
+  const std::string& name;
+  const std::string& value;
+  void operator()(float Options::*m) const { options.*m = number<float>(name, value, "a number"); }
+  void operator()(int Options::*m) const { options.*m = number<int>(name, value, "a whole number"); }
+  void operator()(bool Options::*m) const { options.*m = flag(name, value); }
+  void operator()(std::uint64_t Options::*m) const { options.*m = number<std::uint64_t>(name, value, "a whole number"); }
+  void operator()(Metric Options::*m) const { options.*m = static_cast<Metric>(choice(name, value, kMetrics)); }
+};
+
+struct Print {
+  const Options& options;
+  std::string operator()(float Options::*m) const {
+    char text[32];
+    const auto [end, error] = std::to_chars(text, text + sizeof text, options.*m);
+    return error == std::errc() ? std::string(text, end) : std::string();
+  }
+  std::string operator()(int Options::*m) const { return std::to_string(options.*m); }
+  std::string operator()(bool Options::*m) const { return options.*m ? "1" : "0"; }
+  std::string operator()(std::uint64_t Options::*m) const { return std::to_string(options.*m); }
+  std::string operator()(Metric Options::*m) const { return kMetrics[static_cast<int>(options.*m)]; }
+};
+
+const Field* find(const std::string& name) {
+  const auto* field = std::find_if(std::begin(kFields), std::end(kFields), [&](const Field& f) { return name == f.name; });
+  return field == std::end(kFields) ? nullptr : field;
+}
+
+int bounded(const std::string& name, const std::string& value, int low, int high) {
+  const int parsed = number<int>(name, value, "a whole number");
+  if (parsed < low || parsed > high) {
+    reject(name, value, "in [" + std::to_string(low) + ", " + std::to_string(high) + "]");
+  }
+  return parsed;
+}
+
+}  // namespace
+
+void Settings::resolve() {
+  Options resolved = paper_ ? paper_options() : Options{};
+  for (const auto& [name, value] : chosen_) std::visit(Assign{resolved, name, value}, find(name)->member);
+  validate(resolved);
+  options_ = resolved;
+}
+
+void Settings::set(const std::string& name, const std::string& value) {
+  Settings next = *this;
+  if (name == "method") {
+    next.mode_ = static_cast<Mode>(choice(name, value, kModes));
+    if (next.mode_ == Mode::tactic || next.mode_ == Mode::paper) next.paper_ = next.mode_ == Mode::paper;
+  } else if (name == "log") {
+    next.log_ = bounded(name, value, 0, 2);
+  } else if (name == "max_rows") {
+    next.max_rows_ = bounded(name, value, 1, kMaxRows);
+  } else if (find(name) != nullptr) {
+    next.chosen_[name] = value;
+  } else {
+    throw Error(Status::invalid_argument, "'" + name + "' is not a setting; docs/llama.md lists them");
+  }
+  next.resolve();
+  ++next.generation_;
+  *this = next;
+}
+
+std::optional<std::string> Settings::get(const std::string& name) const {
+  if (name == "method") return kModes[static_cast<int>(mode_)];
+  if (name == "log") return std::to_string(log_);
+  if (name == "max_rows") return std::to_string(max_rows_);
+  const Field* field = find(name);
+  if (field == nullptr) return std::nullopt;
+  return std::visit(Print{options_}, field->member);
+}
+
+Settings Settings::from_environment(std::vector<std::string>& complaints) {
+  std::vector<std::string> names = {"log", "method", "max_rows"};
+  for (const Field& field : kFields) names.emplace_back(field.name);
+  Settings settings;
+  // Twice: a limit of one setting may depend on another (recluster_tokens on cluster_size) that comes later in the table.
+  for (const bool last : {false, true}) {
+    for (const std::string& name : names) {
+      std::string variable = "TACTIC_" + name;
+      std::transform(variable.begin(), variable.end(), variable.begin(),
+                     [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+      const char* value = std::getenv(variable.c_str());
+      if (value == nullptr || *value == '\0') continue;
+      try {
+        settings.set(name, value);
+      } catch (const Error& error) {
+        if (last) complaints.push_back(variable + "=" + value + ": " + error.what() + "; keeping " + *settings.get(name));
+      }
+    }
+  }
+  return settings;
+}
+
+}  // namespace tactic::llama

@@ -1,0 +1,23 @@
+// What the estimate kernels work on; shared by their copies for the instruction sets.
+#pragma once
+
+#include "select/select.h"
+
+namespace tactic {
+
+// Exponents are cut here, so that sums of masses stay far inside f32 (estimation.md 2).
+constexpr float kLargestExponent = 60.0f;
+
+struct EstimateTask {
+  const HeadTable* table;
+  const float* logits;     // [G, stride]
+  const float* h;          // [G, parts] or null
+  const float* reference;  // [G]
+  float softcap;
+  float* mass;  // [G, stride], out
+};
+
+// mass = size_c exp(logit + log cosh(sqrt(2 h spread_c)) - reference_g), for the tail.
+void tail_weights(const EstimateTask& task, int group);
+
+}  // namespace tactic

@@ -1,0 +1,212 @@
+// Correction by what was attended, and the tail: the heaviest dropped clusters by their mean V (estimation.md 2, steps 3 and 5).
+#include "select/select.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "select/tail_cpu.cpp"
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "select/cut-inl.h"
+#include "select/tail_task.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tactic {
+namespace HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr double kFaintShare = 0.1;   // of the chosen estimate, judged by its faintest clusters
+constexpr double kLeastFactor = 1.0;  // estimation.md 2: factors below 1 lost successes
+constexpr double kMostFactor = 4.0;   // against a stray cluster
+
+void factors(const FactorTask& task) {
+  const HeadTable& table = *task.table;
+  const int count = static_cast<int>(task.chosen.size());
+  const std::int64_t stride = count + kCutPadding;
+  task.scratch->floats.resize(static_cast<std::size_t>(4 * stride));
+  task.scratch->ints.resize(static_cast<std::size_t>(2 * stride));
+  float* estimated = task.scratch->floats.data();
+  float* exact = estimated + stride;
+  CutTask cut;
+  cut.key = task.scratch->ints.data();
+  cut.count = count;
+  cut.rows = 2;
+  cut.needed = 1;
+  cut.row[0] = estimated;
+  cut.row[1] = exact;
+  cut.work_key = task.scratch->ints.data() + stride;
+  cut.work = exact + stride;
+  cut.work_stride = stride;
+  for (int g = 0; g < task.group; ++g) {
+    const std::int64_t row = static_cast<std::int64_t>(g) * table.stride;
+    double sum = 0;
+    for (int i = 0; i < count; ++i) {
+      const int c = task.chosen[static_cast<std::size_t>(i)];
+      estimated[i] = task.mass[row + c];
+      exact[i] = task.exact[row + c];
+      sum += static_cast<double>(estimated[i]);
+      const float density = estimated[i] / table.size[c];
+      task.scratch->ints[static_cast<std::size_t>(i)] =
+          0x7f800000 - (std::bit_cast<std::int32_t>(density) & 0x7fffffff);  // faintest first
+    }
+    task.factor[g] = 1;
+    if (!(sum > 0) || !std::isfinite(sum)) continue;
+    cut.need[0] = kFaintShare * sum;
+    const Cut found = find_cut(cut);
+    const bool alone = !(found.before[0] > 0);  // the first cluster by itself holds the share
+    const double ratio = alone ? found.sum[1] / found.sum[0] : found.before[1] / found.before[0];
+    task.factor[g] = static_cast<float>(std::clamp(ratio, kLeastFactor, kMostFactor));
+  }
+}
+
+// Column numbers of the heaviest dropped clusters, ascending.
+int heaviest(const HeaviestTask& task) {
+  const hn::ScalableTag<float> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const hn::Rebind<std::uint8_t, decltype(di)> du;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  const HeadTable& table = *task.table;
+  const auto largest_weight = hn::Set(d, 3e38f);
+  for (int c = 0; c < table.stride; c += lanes) {
+    auto best = hn::Zero(d);
+    for (int g = 0; g < task.group; ++g) {
+      const auto share =
+          hn::Mul(hn::LoadU(d, task.weight + static_cast<std::int64_t>(g) * table.stride + c), hn::Set(d, 1 / task.total[g]));
+      best = hn::Max(best, hn::IfThenElseZero(hn::Le(share, largest_weight), share));  // NaN and infinity count as nothing
+    }
+    const auto taken = hn::RebindMask(d, hn::Ne(hn::PromoteTo(di, hn::LoadU(du, task.chosen + c)), hn::Zero(di)));
+    hn::StoreU(hn::IfThenZeroElse(taken, best), d, task.key + c);
+    hn::StoreU(hn::Set(d, 1.0f), d, task.ones + c);
+  }
+  const auto* key = reinterpret_cast<const std::int32_t*>(task.key);
+  CutTask cut;
+  cut.key = key;
+  cut.count = table.count;
+  cut.rows = cut.needed = 1;
+  cut.row[0] = task.ones;
+  cut.need[0] = task.limit;
+  cut.work_key = task.work_key;
+  cut.work = task.work;
+  cut.work_stride = table.stride + kCutPadding;
+  const Cut found = find_cut(cut);
+  int n = 0;
+  int ties = found.ties;
+  for (int c = 0; c < table.count; ++c) {
+    if (key[c] < found.key || key[c] == 0) continue;
+    if (key[c] == found.key && ties-- <= 0) continue;
+    task.list[n++] = c;
+  }
+  return n;
+}
+
+// output_g += sum_i weight_ig row_i for `Heads` heads from g.
+template <int Heads>
+HWY_NOINLINE void add_rows(const AddTask& task, int g) {
+  constexpr int kVectors = 2;  // with 6 heads 12 sums, 2 rows and a weight: 15 of 16 registers
+  const hn::ScalableTag<float> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const hn::Rebind<std::int8_t, decltype(di)> d8;
+  constexpr int kLanes = static_cast<int>(hn::MaxLanes(hn::ScalableTag<float>()));
+  for (int i = 0; i < task.dim; i += kVectors * kLanes) {  // the last pass may hold one vector alone: dims are multiples of 16
+    const int second = i + kLanes < task.dim ? i + kLanes : i;
+    hn::Vec<decltype(d)> sum[Heads][kVectors];
+    for (auto& s : sum) s[0] = s[1] = hn::Zero(d);
+    for (int n = 0; n < task.count; ++n) {
+      const auto a = hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d8, task.row[n] + i)));
+      const auto b = hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d8, task.row[n] + second)));
+      for (int j = 0; j < Heads; ++j) {
+        const auto w = hn::Set(d, task.weight[static_cast<std::int64_t>(n) * task.group + g + j]);
+        sum[j][0] = hn::MulAdd(w, a, sum[j][0]);
+        sum[j][1] = hn::MulAdd(w, b, sum[j][1]);
+      }
+    }
+    for (int j = 0; j < Heads; ++j) {
+      float* out = task.output + static_cast<std::int64_t>(g + j) * task.dim;
+      hn::StoreU(hn::Add(hn::LoadU(d, out + i), sum[j][0]), d, out + i);
+      if (second != i) hn::StoreU(hn::Add(hn::LoadU(d, out + second), sum[j][1]), d, out + second);
+    }
+  }
+}
+
+template <int Heads>
+void add_some(int heads, const AddTask& task, int g) {
+  if constexpr (Heads > 0) {
+    if (heads == Heads) return add_rows<Heads>(task, g);
+    add_some<Heads - 1>(heads, task, g);
+  }
+}
+
+void add_means(const AddTask& task) {
+  constexpr int kHeads = 6;
+  const int passes = (task.group + kHeads - 1) / kHeads;
+  for (int p = 0; p < passes; ++p) {
+    const int g = task.group * p / passes;
+    add_some<kHeads>(task.group * (p + 1) / passes - g, task, g);
+  }
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace tactic
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "select/dispatch.h"
+#include "select/estimate_task.h"
+
+namespace tactic {
+
+void tail_factors(const HeadTable& table, int group, const float* mass, const float* exact, std::span<const std::int32_t> chosen,
+                  float* factor, SelectScratch& scratch) {
+  TACTIC_PICK(factors)({&table, group, mass, exact, chosen, factor, &scratch});
+}
+
+int choose_tail(const HeadTable& table, int group, const float* logits, const float* h, const float* reference,
+                const float* total, const std::uint8_t* chosen, int limit, std::int32_t* list, float* weights,
+                SelectScratch& scratch, float softcap) {
+  if (limit <= 0 || table.count == 0) return 0;
+  const std::size_t stride = static_cast<std::size_t>(table.stride) + kCutPadding;
+  const std::size_t all = static_cast<std::size_t>(table.stride) * group;
+  scratch.floats.resize(all + 3 * stride);
+  scratch.ints.resize(stride);
+  float* weight = scratch.floats.data();
+  tail_weights({&table, logits, h, reference, softcap, weight}, group);
+  float* key = weight + all;
+  const int n = TACTIC_PICK(heaviest)(
+      {&table, group, weight, total, chosen, limit, list, key, key + stride, key + 2 * stride, scratch.ints.data()});
+  for (int g = 0; g < group; ++g) {
+    for (int i = 0; i < n; ++i) {
+      weights[static_cast<std::int64_t>(g) * limit + i] = weight[static_cast<std::int64_t>(g) * table.stride + list[i]];
+    }
+  }
+  return n;
+}
+
+void add_tail(const HeadTable& table, int group, int v_head_dim, std::span<const std::int32_t> list, const float* weights,
+              int weight_stride, const Partial& out) {
+  constexpr int kBatch = 64;  // clusters whose pointers and weights fit the stack
+  const std::int8_t* row[kBatch];
+  float scaled[kBatch * kMaxGroup];
+  const auto add = TACTIC_PICK(add_means);
+  for (std::size_t first = 0; first < list.size(); first += kBatch) {
+    const int count = static_cast<int>(std::min<std::size_t>(kBatch, list.size() - first));
+    for (int n = 0; n < count; ++n) {
+      const std::size_t at = first + static_cast<std::size_t>(n);
+      const HeadTable::Part& part = table.parts[static_cast<std::size_t>(table.part_of[static_cast<std::size_t>(list[at])])];
+      const std::size_t c = static_cast<std::size_t>(list[at] - part.first);
+      row[n] = part.clusters->mean_v.data() + c * static_cast<std::size_t>(v_head_dim);
+      for (int g = 0; g < group; ++g) {
+        const float w = weights[g * static_cast<std::int64_t>(weight_stride) + static_cast<std::int64_t>(at)];
+        scaled[n * group + g] = w * part.clusters->mean_v_scale[c];
+        out.sum[g] += w;
+      }
+    }
+    add({row, scaled, count, group, v_head_dim, out.output});
+  }
+}
+
+}  // namespace tactic
+#endif

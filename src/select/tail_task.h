@@ -1,0 +1,43 @@
+// What the tail's kernels work on; shared by their copies for the instruction sets.
+#pragma once
+
+#include <span>
+
+#include "select/select.h"
+
+namespace tactic {
+
+struct FactorTask {
+  const HeadTable* table;
+  int group;
+  const float* mass;
+  const float* exact;
+  std::span<const std::int32_t> chosen;
+  float* factor;
+  SelectScratch* scratch;
+};
+
+struct HeaviestTask {
+  const HeadTable* table;
+  int group;
+  const float* weight;  // [G, stride]
+  const float* total;   // [G]
+  const std::uint8_t* chosen;
+  int limit;
+  std::int32_t* list;
+  float* key;              // [stride + padding] scratch
+  float* work;             // [stride + padding] scratch
+  float* ones;             // [stride + padding] scratch
+  std::int32_t* work_key;  // [stride + padding] scratch
+};
+
+struct AddTask {
+  const std::int8_t* const* row;  // [count] mean V of the clusters
+  const float* weight;            // [count, G] weight times the row's scale
+  int count;
+  int group;
+  int dim;
+  float* output;  // [G, dim]
+};
+
+}  // namespace tactic
