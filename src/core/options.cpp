@@ -31,6 +31,7 @@ Options paper_options() {
   Options o;
   o.method = Method::paper;
   o.metric = Metric::l2;
+  o.goal = Goal::mass;
   o.iterations = 10;
   o.cluster_size = 16;  // paper 5.1; 4.2 gives 32
   o.int8_centroids = false;
@@ -47,6 +48,7 @@ void validate(const Options& o) {
   in_range("segment_tokens", o.segment_tokens, 0, 1 << 30);
   if (o.segment_tokens != 0) in_range("segment_tokens", o.segment_tokens, 16.0 * o.cluster_size, 1 << 30);
   in_range("metric", static_cast<int>(o.metric), 0, 2);
+  in_range("goal", static_cast<int>(o.goal), 0, 1);
   in_range("shrinkage", o.shrinkage, 0, 1, true);
   in_range("sink_tokens", o.sink_tokens, 0, 1024);
   in_range("recent_tokens", o.recent_tokens, 0, 65536);

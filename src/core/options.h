@@ -14,6 +14,13 @@ enum class Metric : std::int32_t {
   l2 = 2,        // the paper's
 };
 
+// What `tactic` spends rows for.
+enum class Goal : std::int32_t {
+  mass = 0,  // every query head attends to tokens that hold P of its mass
+  error =
+      1,  // the output errs as little as if P of the mass were attended: clusters whose mean V stands for them well are not read
+};
+
 struct Options {
   Method method = Method::tactic;
   // P, the share of the attention mass to reach, in (0, 1]. 1 attends to every token. Cost grows about as -log(1 - P).
@@ -36,6 +43,7 @@ struct Options {
   int min_context = 1024;       // shorter contexts run dense: there is nothing to win
 
   // ---- choosing, `tactic` (estimation.md 2) ----
+  Goal goal = Goal::error;
   bool spread = true;       // log-normal cluster masses by spread; else by centroid alone
   bool joint = true;        // choose for the G heads at once by the lambda rule; else each for itself, then the union
   bool verify = true;       // correct the estimates by what was attended and extend once

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "decode/decode.h"
+#include "select/loss.h"
 
 namespace tactic::reference {
 namespace {
@@ -137,17 +138,33 @@ class HeadStep {
     const float* h = options_.spread ? half.data() : nullptr;
     const std::vector<float> target(static_cast<std::size_t>(group_), 1 - margin * (1 - options_.mass));
     std::vector<float> mass(logits_.size(), 0.0f);
-    reference::estimate_masses(table_, group_, logits_.data(), h, reference_.data(), mass.data());
+    reference::estimate_masses(table_, group_, logits_.data(), h, reference_.data(), mass.data(), query_.params.softcap);
     std::vector<std::uint8_t> chosen(static_cast<std::size_t>(table_.stride), 0);
     std::vector<std::int32_t> list(static_cast<std::size_t>(table_.stride), 0);
-    const int first = reference::choose(table_, group_, mass.data(), fixed_.data(), target.data(), options_.joint, chosen.data(),
-                                        list.data(), covered.data());
+    if (by_loss()) {
+      ripple_.assign(mass.size(), 0.0f);
+      reference::representation_ripple(table_, group_, logits_.data(), options_.tail_clusters > 0 ? h : nullptr, ripple_.data(),
+                                       query_.params.softcap);
+    }
+    const int first = choose_clusters(target, mass, chosen, list.data());
     std::vector<float> logits;
     const std::span<const std::int32_t> first_list(list.data(), static_cast<std::size_t>(first));
     const std::vector<std::int32_t> ids = tokens_of(table_, first_list);
     attend(ids, &logits);
     if (options_.verify && first > 0) verify(first_list, ids, logits, target, mass, chosen, list.data() + first);
     if (options_.tail_clusters > 0) add_tail_of(h, mass, chosen);
+  }
+
+  bool by_loss() const { return options_.goal == Goal::error && !options_.promise; }
+
+  int choose_clusters(const std::vector<float>& target, const std::vector<float>& mass, std::vector<std::uint8_t>& chosen,
+                      std::int32_t* list) {
+    if (by_loss()) {
+      return reference::choose_by_loss(table_, group_, mass.data(), ripple_.data(), fixed_.data(), loss_per_row(options_.mass),
+                                       chosen.data(), list, covered.data());
+    }
+    return reference::choose(table_, group_, mass.data(), fixed_.data(), target.data(), options_.joint, chosen.data(), list,
+                             covered.data());
   }
 
   void verify(std::span<const std::int32_t> first, const std::vector<std::int32_t>& ids, const std::vector<float>& logits,
@@ -170,8 +187,7 @@ class HeadStep {
       for (int c = 0; c < table_.count; ++c) mass[at(g, c)] *= factor[static_cast<std::size_t>(g)];
       for (const std::int32_t c : first) mass[at(g, c)] = exact[at(g, c)];
     }
-    const int added = reference::choose(table_, group_, mass.data(), fixed_.data(), target.data(), options_.joint, chosen.data(),
-                                        list, covered.data());
+    const int added = choose_clusters(target, mass, chosen, list);
     attend(tokens_of(table_, {list, static_cast<std::size_t>(added)}), nullptr);
   }
 
@@ -184,8 +200,12 @@ class HeadStep {
     }
     std::vector<std::int32_t> list(static_cast<std::size_t>(options_.tail_clusters));
     std::vector<float> weights(static_cast<std::size_t>(group_ * options_.tail_clusters));
-    const int count = reference::choose_tail(table_, group_, logits_.data(), h, reference_.data(), totals.data(), chosen.data(),
-                                             options_.tail_clusters, list.data(), weights.data());
+    int count = reference::choose_tail(table_, group_, logits_.data(), h, reference_.data(), totals.data(), chosen.data(),
+                                       options_.tail_clusters, list.data(), weights.data(), query_.params.softcap);
+    if (by_loss()) {
+      count = keep_worthy_tail(group_, totals.data(), loss_per_row(options_.mass), {list.data(), static_cast<std::size_t>(count)},
+                               weights.data(), options_.tail_clusters);
+    }
     OwnedPartial tail(group_, query_.shape.v_head_dim);
     for (int g = 0; g < group_; ++g) {
       tail.maximum[static_cast<std::size_t>(g)] = reference_[static_cast<std::size_t>(g)];
@@ -223,6 +243,7 @@ class HeadStep {
   std::vector<float> logits_;     // [group, stride]
   std::vector<float> reference_;  // [group]
   std::vector<float> fixed_;      // [group]
+  std::vector<float> ripple_;     // [group, stride]
 };
 
 void report_head(HeadStep& head, const Query& query, const KvView& kv, int kv_head, StepReport& report) {

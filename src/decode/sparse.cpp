@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "select/loss.h"
+
 namespace tactic {
 namespace {
 
@@ -69,20 +71,37 @@ void list_tokens(const SparseStep& step, HeadWork& work, const HeadTable& table,
   work.count = take_tokens(work.bits.data(), step.words(), work.ids.data());
 }
 
+// Promise mode keeps a promise about mass.
+bool by_loss(const Options& options) { return options.goal == Goal::error && !options.promise; }
+
+// One choice, the first or after verify: adds clusters to work.chosen and work.list from `at` on. Returns how many.
+int choose_clusters(const SparseStep& step, const HeadTable& table, HeadWork& work, int at, SelectScratch& scratch) {
+  const int group = step.query.shape.group();
+  if (by_loss(step.options)) {
+    return choose_by_loss(table, group, work.mass.data(), work.ripple.data(), work.fixed, loss_per_row(step.options.mass),
+                          work.chosen.data(), work.list.data() + at, work.covered);
+  }
+  return choose(table, group, work.mass.data(), work.fixed, work.target, step.options.joint, work.chosen.data(),
+                work.list.data() + at, work.covered, scratch);
+}
+
 void choose_tactic(const SparseStep& step, int kv_head, SelectScratch& scratch) {
   const HeadTable& table = step.table(kv_head);
   const Options& options = step.options;
   HeadWork& work = step.head(kv_head);
   const int group = step.query.shape.group();
+  const float softcap = step.query.params.softcap;
   const float margin = step.index.margin.empty() ? 1.0f : step.index.margin[static_cast<std::size_t>(kv_head)];
   for (int g = 0; g < group; ++g) work.target[g] = 1 - margin * (1 - options.mass);
   half_variances(step.query, kv_head, table, work.half.data());
-  estimate_masses(table, group, work.logits.data(), options.spread ? work.half.data() : nullptr, work.reference,
-                  work.mass.data());
+  const float* half = options.spread ? work.half.data() : nullptr;
+  estimate_masses(table, group, work.logits.data(), half, work.reference, work.mass.data(), softcap);
+  if (by_loss(options)) {
+    const bool represented = options.tail_clusters > 0;  // without a tail every dropped cluster loses its mass
+    representation_ripple(table, group, work.logits.data(), represented ? half : nullptr, work.ripple.data(), softcap);
+  }
   work.chosen.fill(0);
-  work.first_choice = choose(table, group, work.mass.data(), work.fixed, work.target, options.joint, work.chosen.data(),
-                             work.list.data(), work.covered, scratch);
-  work.all_choices = work.first_choice;
+  work.first_choice = work.all_choices = choose_clusters(step, table, work, 0, scratch);
 }
 
 }  // namespace
@@ -196,8 +215,7 @@ void verify_phase(Worker& worker, const SparseStep& step) {
       }
       for (const std::int32_t c : chosen) mass[c] = exact[c];
     }
-    const int added = choose(table, group, work.mass.data(), work.fixed, work.target, step.options.joint, work.chosen.data(),
-                             work.list.data() + work.first_choice, work.covered, scratch);
+    const int added = choose_clusters(step, table, work, work.first_choice, scratch);
     work.all_choices = work.first_choice + added;
     list_tokens(step, work, table, {work.list.data() + work.first_choice, static_cast<std::size_t>(added)});
   }
@@ -227,9 +245,14 @@ void finish_phase(Worker& worker, const SparseStep& step) {
       total[g] = work.fixed[g];
       for (int c = 0; c < table.count; ++c) total[g] += mass[c];
     }
-    work.tail_count =
-        choose_tail(table, group, work.logits.data(), step.options.spread ? work.half.data() : nullptr, work.reference, total,
-                    work.chosen.data(), step.options.tail_clusters, work.tail_list.data(), work.tail_weights.data(), scratch);
+    work.tail_count = choose_tail(table, group, work.logits.data(), step.options.spread ? work.half.data() : nullptr,
+                                  work.reference, total, work.chosen.data(), step.options.tail_clusters, work.tail_list.data(),
+                                  work.tail_weights.data(), scratch, step.query.params.softcap);
+    if (by_loss(step.options)) {
+      work.tail_count = keep_worthy_tail(group, total, loss_per_row(step.options.mass),
+                                         {work.tail_list.data(), static_cast<std::size_t>(work.tail_count)},
+                                         work.tail_weights.data(), step.options.tail_clusters);
+    }
     // add_tail works on the scale of `reference`; the larger of the two maxima keeps every factor at most one.
     for (int g = 0; g < group; ++g) {
       const float top = std::max(out.maximum[g], work.reference[g]);

@@ -46,7 +46,7 @@ void Workspace::reserve(int workers, const Query& query, const KvView& kv, const
     HeadWork& work = heads[static_cast<std::size_t>(h)];
     const HeadTable& table = index->tables[static_cast<std::size_t>(h)];
     const auto stride = static_cast<std::size_t>(table.stride);
-    for (Buffer<float>* matrix : {&work.logits, &work.mass, &work.exact}) matrix->resize(group * stride);
+    for (Buffer<float>* matrix : {&work.logits, &work.mass, &work.exact, &work.ripple}) matrix->resize(group * stride);
     work.half.resize(group * table.parts.size());
     work.chosen.resize(stride);
     work.list.resize(stride);

@@ -28,6 +28,7 @@ struct PartialSet {
 struct HeadWork {
   Buffer<float> logits;         // [group, stride] of centroids
   Buffer<float> mass;           // [group, stride] estimated
+  Buffer<float> ripple;         // [group, stride] loss of representing a cluster (goal error)
   Buffer<float> exact;          // [group, stride] of chosen clusters
   Buffer<float> half;           // [group, parts] half variance per unit of spread
   Buffer<std::uint8_t> chosen;  // [stride]
