@@ -43,7 +43,7 @@ struct Options {
   int min_context = 1024;       // shorter contexts run dense: there is nothing to win
 
   // ---- choosing, `tactic` (estimation.md 2) ----
-  Goal goal = Goal::error;
+  Goal goal = Goal::mass;
   bool spread = true;       // log-normal cluster masses by spread; else by centroid alone
   bool joint = true;        // choose for the G heads at once by the lambda rule; else each for itself, then the union
   bool verify = true;       // correct the estimates by what was attended and extend once
