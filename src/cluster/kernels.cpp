@@ -5,6 +5,7 @@
 #include <hwy/cache_control.h>
 
 #include <limits>
+#include <utility>
 
 #include "core/isa.h"
 
@@ -54,6 +55,15 @@ HWY_INLINE void multiply(const float* HWY_RESTRICT a, std::ptrdiff_t a_row, std:
     a += a_step;
     b += b_step;
   }
+}
+
+// Rows of a tile are visited by packs, not loops: arrays of vectors stay in registers only where no index is computed.
+using TileRows = std::make_index_sequence<kTileRows>;
+using OuterRows = std::make_index_sequence<kOuterRows>;
+
+template <int kVectors>
+HWY_INLINE void set_row(Floats (&sums)[kVectors], Floats value) {
+  for (int v = 0; v < kVectors; ++v) sums[v] = value;
 }
 
 // ---- rows ------------------------------------------------------------------------------------------------------------
@@ -121,18 +131,18 @@ double scatter(const std::byte* const* rows, int count, int dim, const float* me
 
 // ---- transform -------------------------------------------------------------------------------------------------------
 
-// Columns j .. j + kVectors * kLanes of y for kTileRows rows; rows i < j of the factor are zero there.
 template <int kVectors>
-void transform_tile(const float* rows, int valid, int dim, const float* factor, int j, float* y) {
-  const FloatTag d;
+HWY_INLINE void store_row(const Floats (&sums)[kVectors], float* out) {
+  for (int v = 0; v < kVectors; ++v) hn::StoreU(sums[v], FloatTag(), out + v * kLanes);
+}
+
+// Columns j .. j + kVectors * kLanes of y for kTileRows rows; rows i < j of the factor are zero there.
+template <int kVectors, std::size_t... kRow>
+void transform_tile(const float* rows, int valid, int dim, const float* factor, int j, float* y, std::index_sequence<kRow...>) {
   Floats sums[kTileRows][kVectors];
-  for (auto& row : sums) {
-    for (auto& sum : row) sum = hn::Zero(d);
-  }
+  (set_row(sums[kRow], hn::Zero(FloatTag())), ...);
   multiply<kTileRows, kVectors>(rows + j, dim, 1, factor + static_cast<std::ptrdiff_t>(j) * dim + j, dim, dim - j, sums);
-  for (int r = 0; r < valid; ++r) {
-    for (int v = 0; v < kVectors; ++v) hn::StoreU(sums[r][v], d, y + static_cast<std::ptrdiff_t>(r) * dim + j + v * kLanes);
-  }
+  ((static_cast<int>(kRow) < valid ? store_row(sums[kRow], y + static_cast<std::ptrdiff_t>(kRow) * dim + j) : void()), ...);
 }
 
 void transform(const float* rows, int count, int dim, const float* factor, float* y) {
@@ -141,35 +151,43 @@ void transform(const float* rows, int count, int dim, const float* factor, float
     float* out = y + static_cast<std::ptrdiff_t>(t) * dim;
     const int valid = HWY_MIN(kTileRows, count - t);
     int j = 0;
-    for (; j + kPanel <= dim; j += kPanel) transform_tile<kTileVectors>(a, valid, dim, factor, j, out);
-    for (; j < dim; j += kLanes) transform_tile<1>(a, valid, dim, factor, j, out);
+    for (; j + kPanel <= dim; j += kPanel) transform_tile<kTileVectors>(a, valid, dim, factor, j, out, TileRows());
+    for (; j < dim; j += kLanes) transform_tile<1>(a, valid, dim, factor, j, out, TileRows());
   }
 }
 
 // ---- assign ----------------------------------------------------------------------------------------------------------
 
-// Folds kVectors * kLanes columns (from cluster `first`) into the running maxima of kTileRows tokens: score and cluster per
-// lane, [kTileRows, kLanes] each. Strictly greater only: the lowest cluster of a lane wins a tie.
 template <int kVectors>
-void assign_tile(const float* y, int dim, const float* panel, const float* bias, int first, float* score, std::int32_t* cluster) {
+HWY_INLINE void load_row(Floats (&sums)[kVectors], const float* row) {
+  for (int v = 0; v < kVectors; ++v) sums[v] = hn::LoadU(FloatTag(), row + v * kLanes);
+}
+
+// Strictly greater only: the lowest cluster of a lane wins a tie.
+template <int kVectors>
+HWY_INLINE void fold_row(const Floats (&sums)[kVectors], int first, float* score, std::int32_t* cluster) {
   const FloatTag d;
   const IntTag di;
+  Floats best = hn::Load(d, score);
+  Ints best_cluster = hn::Load(di, cluster);
+  for (int v = 0; v < kVectors; ++v) {
+    const auto better = hn::Gt(sums[v], best);
+    best = hn::Max(sums[v], best);
+    best_cluster = hn::IfThenElse(hn::RebindMask(di, better), hn::Set(di, first + v * kLanes), best_cluster);
+  }
+  hn::Store(best, d, score);
+  hn::Store(best_cluster, di, cluster);
+}
+
+// Folds kVectors * kLanes columns (from cluster `first`) into the running maxima of kTileRows tokens: score [kTileRows, kLanes]
+// and, in cluster, the number of the column in lane 0 of the vector that the maximum came from.
+template <int kVectors, std::size_t... kRow>
+void assign_tile(const float* y, int dim, const float* panel, const float* bias, int first, float* score, std::int32_t* cluster,
+                 std::index_sequence<kRow...>) {
   Floats sums[kTileRows][kVectors];
-  for (auto& row : sums) {
-    for (int v = 0; v < kVectors; ++v) row[v] = hn::LoadU(d, bias + v * kLanes);
-  }
+  (load_row(sums[kRow], bias), ...);
   multiply<kTileRows, kVectors>(y, dim, 1, panel, kPanel, dim, sums);
-  for (int r = 0; r < kTileRows; ++r) {
-    Floats best = hn::Load(d, score + r * kLanes);
-    Ints best_cluster = hn::Load(di, cluster + r * kLanes);
-    for (int v = 0; v < kVectors; ++v) {
-      const auto better = hn::Gt(sums[r][v], best);
-      best = hn::Max(sums[r][v], best);
-      best_cluster = hn::IfThenElse(hn::RebindMask(di, better), hn::Iota(di, first + v * kLanes), best_cluster);
-    }
-    hn::Store(best, d, score + r * kLanes);
-    hn::Store(best_cluster, di, cluster + r * kLanes);
-  }
+  (fold_row(sums[kRow], first, score + kRow * kLanes, cluster + kRow * kLanes), ...);
 }
 
 void assign_panel(const float* y, int tiles, int dim, const float* panel, const float* bias, int first, int vectors, float* score,
@@ -177,16 +195,16 @@ void assign_panel(const float* y, int tiles, int dim, const float* panel, const 
   for (int tile = 0; tile < tiles; ++tile) {
     switch (vectors) {
       case 1:
-        assign_tile<1>(y, dim, panel, bias, first, score, cluster);
+        assign_tile<1>(y, dim, panel, bias, first, score, cluster, TileRows());
         break;
       case 2:
-        assign_tile<2>(y, dim, panel, bias, first, score, cluster);
+        assign_tile<2>(y, dim, panel, bias, first, score, cluster, TileRows());
         break;
       case 3:
-        assign_tile<HWY_MIN(3, kTileVectors)>(y, dim, panel, bias, first, score, cluster);
+        assign_tile<HWY_MIN(3, kTileVectors)>(y, dim, panel, bias, first, score, cluster, TileRows());
         break;
       default:
-        assign_tile<kTileVectors>(y, dim, panel, bias, first, score, cluster);
+        assign_tile<kTileVectors>(y, dim, panel, bias, first, score, cluster, TileRows());
     }
     y += static_cast<std::ptrdiff_t>(kTileRows) * dim;
     score += kTileRows * kLanes;
@@ -200,6 +218,7 @@ void assign(const float* y, int count, int dim, const float* packed, const float
   const IntTag di;
   alignas(64) float block_score[kBlockTokens * kLanes];
   alignas(64) std::int32_t block_cluster[kBlockTokens * kLanes];
+  const Ints lane = hn::Iota(di, 0);
   for (int t = 0; t < count; t += kBlockTokens) {
     const int valid = HWY_MIN(kBlockTokens, count - t);
     const int tiles = (valid + kTileRows - 1) / kTileRows;
@@ -216,8 +235,8 @@ void assign(const float* y, int count, int dim, const float* packed, const float
       const Floats lanes = hn::Load(d, block_score + i * kLanes);
       const Floats best = hn::MaxOfLanes(d, lanes);
       const auto reached = hn::RebindMask(di, hn::Eq(lanes, best));
-      const Ints candidates = hn::IfThenElse(reached, hn::Load(di, block_cluster + i * kLanes),
-                                             hn::Set(di, std::numeric_limits<std::int32_t>::max()));
+      const Ints reached_by = hn::Add(hn::Load(di, block_cluster + i * kLanes), lane);
+      const Ints candidates = hn::IfThenElse(reached, reached_by, hn::Set(di, std::numeric_limits<std::int32_t>::max()));
       nearest[t + i] = hn::GetLane(hn::MinOfLanes(di, candidates));
       score[t + i] = hn::GetLane(best);
     }
@@ -237,26 +256,27 @@ HWY_INLINE void add_to(Floats sum, double* out) {
 }
 
 template <int kVectors, typename T>
-void outer_tile(const float* rows, int count, int dim, int i, int j, T* sum) {
-  const FloatTag d;
+HWY_INLINE void add_row_to(const Floats (&sums)[kVectors], T* out) {
+  for (int v = 0; v < kVectors; ++v) add_to(sums[v], out + v * kLanes);
+}
+
+template <int kVectors, typename T, std::size_t... kRow>
+void outer_tile(const float* rows, int count, int dim, int i, int j, T* sum, std::index_sequence<kRow...>) {
   Floats sums[kOuterRows][kVectors];
-  for (auto& row : sums) {
-    for (auto& lane : row) lane = hn::Zero(d);
-  }
+  (set_row(sums[kRow], hn::Zero(FloatTag())), ...);
   multiply<kOuterRows, kVectors>(rows + i, 1, dim, rows + j, dim, count, sums);
-  for (int r = 0; r < kOuterRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) add_to(sums[r][v], sum + static_cast<std::ptrdiff_t>(i + r) * dim + j + v * kLanes);
-  }
+  (add_row_to(sums[kRow], sum + (i + static_cast<std::ptrdiff_t>(kRow)) * dim + j), ...);
 }
 
 template <typename T>
 void outer(const float* rows, int count, int dim, T* sum) {
   int j = 0;
   for (; j + kOuterVectors * kLanes <= dim; j += kOuterVectors * kLanes) {
-    for (int i = j - j % kOuterRows; i < dim; i += kOuterRows) outer_tile<kOuterVectors>(rows, count, dim, i, j, sum);
+    for (int i = j - j % kOuterRows; i < dim; i += kOuterRows)
+      outer_tile<kOuterVectors>(rows, count, dim, i, j, sum, OuterRows());
   }
   for (; j < dim; j += kLanes) {
-    for (int i = j - j % kOuterRows; i < dim; i += kOuterRows) outer_tile<1>(rows, count, dim, i, j, sum);
+    for (int i = j - j % kOuterRows; i < dim; i += kOuterRows) outer_tile<1>(rows, count, dim, i, j, sum, OuterRows());
   }
 }
 
