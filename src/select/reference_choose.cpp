@@ -72,11 +72,20 @@ std::vector<int> solve_jointly(const Problem& problem) {
   for (int round = 0; round < 4; ++round) {
     Prefix prefix = cut(problem, weighted_density(problem, price), heads);
     for (const std::size_t a : heads) {
-      price[a] *= std::clamp((problem.free[a] - prefix.sum[a]) / std::max(problem.allowed[a], 1e-9), 1e-3, 1.0);
+      const double excess = (problem.free[a] - prefix.sum[a]) / std::max(problem.allowed[a], 1e-9);
+      price[a] *= std::pow(std::clamp(excess, 1e-3, 1.0), 2);
     }
     if (round == 0 || prefix.tokens < best.tokens) best = std::move(prefix);
   }
-  return best.taken;
+  std::vector<int> kept;  // without what every head can spare, the last taken first
+  for (auto place = best.taken.rbegin(); place != best.taken.rend(); ++place) {
+    const auto i = static_cast<std::size_t>(*place);
+    const bool spare = std::all_of(heads.begin(), heads.end(),
+                                   [&](std::size_t a) { return best.sum[a] - problem.mass[a][i] >= problem.need[a]; });
+    for (const std::size_t a : heads) best.sum[a] -= spare ? problem.mass[a][i] : 0.0;
+    if (!spare) kept.push_back(*place);
+  }
+  return kept;
 }
 
 std::vector<int> solve_apart(const Problem& problem) {

@@ -42,43 +42,41 @@ std::vector<float> masses(const HeadTable& table, const std::vector<std::vector<
   return mass;
 }
 
-// A lower bound of min sum size_c x_c, 0 <= x <= 1, coverage: the Lagrange dual sum_g y_g need_g - sum_c max(0, y . m_c - size_c)
-// at prices from a subgradient ascent. Every value of it is a bound, so the ascent need not converge.
+// A lower bound of min sum size_c x_c, 0 <= x <= 1, coverage: the Lagrange dual sum_g y_g need_g - sum_c max(0, y . m_c -
+// size_c), maximised one price after another. Every value of it is a bound, so the ascent need not converge.
 double covering_bound(const HeadTable& table, int group, const std::vector<float>& mass, const std::vector<float>& fixed,
                       const std::vector<float>& target) {
-  std::vector<std::vector<double>> share;
+  const auto heads = static_cast<std::size_t>(group);
+  const auto count = static_cast<std::size_t>(table.count);
+  std::vector<std::vector<double>> share(heads, std::vector<double>(count));
   std::vector<double> need;
-  for (int g = 0; g < group; ++g) {
-    const float* row = mass.data() + static_cast<std::ptrdiff_t>(g) * table.stride;
-    double total = fixed[static_cast<std::size_t>(g)];
-    for (int c = 0; c < table.count; ++c) total += row[c];
-    need.push_back(target[static_cast<std::size_t>(g)] - fixed[static_cast<std::size_t>(g)] / total);
-    share.emplace_back();
-    for (int c = 0; c < table.count; ++c) share.back().push_back(row[c] / total);
+  for (std::size_t g = 0; g < heads; ++g) {
+    const float* row = mass.data() + g * static_cast<std::size_t>(table.stride);
+    const double total = std::accumulate(row, row + count, static_cast<double>(fixed[g]));
+    need.push_back(target[g] - fixed[g] / total);
+    for (std::size_t c = 0; c < count; ++c) share[g][c] = row[c] / total;
   }
+  std::vector<double> price(heads, 0.0);
+  std::vector<double> worth(count, 0.0);  // price . share - size
+  for (std::size_t c = 0; c < count; ++c) worth[c] = -static_cast<double>(table.size[c]);
   double best = 0;
-  const double tokens = static_cast<double>(table.token_count);
-  std::vector<double> price(static_cast<std::size_t>(group), tokens / group);
-  for (int step = 0; step < 3000; ++step) {
-    std::vector<double> slack = need;  // subgradient
-    double value = 0;
-    for (int g = 0; g < group; ++g) value += price[static_cast<std::size_t>(g)] * need[static_cast<std::size_t>(g)];
-    for (int c = 0; c < table.count; ++c) {
-      double worth = 0;
-      for (int g = 0; g < group; ++g)
-        worth += price[static_cast<std::size_t>(g)] * share[static_cast<std::size_t>(g)][static_cast<std::size_t>(c)];
-      const double gain = worth - static_cast<double>(table.size[static_cast<std::size_t>(c)]);
-      if (gain <= 0) continue;
-      value -= gain;
-      for (int g = 0; g < group; ++g)
-        slack[static_cast<std::size_t>(g)] -= share[static_cast<std::size_t>(g)][static_cast<std::size_t>(c)];
+  for (int cycle = 0; cycle < 40; ++cycle) {
+    for (std::size_t g = 0; g < heads; ++g) {
+      for (std::size_t c = 0; c < count; ++c) worth[c] -= price[g] * share[g][c];
+      double low = 0;
+      double high = 1e3 * static_cast<double>(table.token_count);
+      for (int halving = 0; halving < 50; ++halving) {  // the slope need - covered falls with the price
+        const double middle = halving < 25 ? std::sqrt(std::max(low, 1e-6) * high) : (low + high) / 2;
+        double covered = 0;
+        for (std::size_t c = 0; c < count; ++c) covered += worth[c] + middle * share[g][c] > 0 ? share[g][c] : 0.0;
+        (covered < need[g] ? low : high) = middle;
+      }
+      price[g] = low;
+      for (std::size_t c = 0; c < count; ++c) worth[c] += low * share[g][c];
     }
+    double value = std::inner_product(price.begin(), price.end(), need.begin(), 0.0);
+    for (std::size_t c = 0; c < count; ++c) value -= std::max(worth[c], 0.0);
     best = std::max(best, value);
-    for (int g = 0; g < group; ++g) {  // multiplicative steps: prices differ by orders of magnitude
-      price[static_cast<std::size_t>(g)] = std::max(
-          1e-9 * tokens, price[static_cast<std::size_t>(g)] *
-                             std::exp(20.0 / (20 + step) * std::clamp(8 * slack[static_cast<std::size_t>(g)], -1.0, 1.0)));
-    }
   }
   return best;
 }
@@ -218,7 +216,10 @@ TEST_P(Choose, StaysWithinThreePercentOfTheReferenceAndOfTheBound) {
           const double bound = covering_bound(table, group, mass, fixed, target);
           EXPECT_LE(tokens, 1.03 * exact);
           EXPECT_GE(tokens, 0.97 * exact);
-          EXPECT_LE(tokens, 1.05 * bound + 32) << count << " " << group << " " << shared << " " << p;  // 32: a whole cluster
+          printf("RATIO %d %d %.1f %.2f: %.0f exact %.0f bound %.1f = %.3f\n", count, group, shared, p, tokens, exact, bound,
+                 tokens / bound);
+          // 31: the covering bound takes parts of clusters; the choice takes whole ones of up to 31 tokens.
+          EXPECT_LE(tokens, 1.03 * bound + 31) << count << " " << group << " " << shared << " " << p;
           EXPECT_GE(tokens, bound * (1 - 1e-6));
         }
       }
