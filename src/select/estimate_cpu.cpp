@@ -28,10 +28,17 @@ HWY_INLINE V half_variance(Floats d, V spread, V logit, const EstimateTask& task
   return half;
 }
 
+// At most kLargestExponent; NaN stays NaN, which hn::Min does not promise.
+template <class V>
+HWY_INLINE V bounded(Floats d, V x) {
+  const V limit = hn::Set(d, kLargestExponent);
+  return hn::IfThenElse(hn::Gt(x, limit), limit, x);
+}
+
 template <class V>
 HWY_INLINE V log_normal(Floats d, V size, V spread, V logit, const EstimateTask& task, float h, float reference) {
   const V x = hn::Add(logit, hn::Sub(half_variance(d, spread, logit, task, h), hn::Set(d, reference)));
-  return hn::Mul(size, exponential(d, hn::Min(hn::Set(d, kLargestExponent), x)));  // Min keeps the NaN of its second operand
+  return hn::Mul(size, exponential(d, bounded(d, x)));
 }
 
 // size exp(x + log cosh s), s = sqrt(2 h spread): log cosh s = s + log((1 + exp(-2 s)) / 2)
@@ -40,7 +47,7 @@ HWY_INLINE V two_point(Floats d, V size, V spread, V logit, const EstimateTask& 
   const V half = half_variance(d, spread, logit, task, h);
   const V s = hn::Sqrt(hn::Max(hn::Add(half, half), hn::Zero(d)));
   const V x = hn::Add(logit, hn::Sub(s, hn::Set(d, reference)));
-  const V e = exponential(d, hn::Min(hn::Set(d, kLargestExponent), x));
+  const V e = exponential(d, bounded(d, x));
   const V other = exponential(d, hn::Mul(s, hn::Set(d, -2.0f)));
   return hn::Mul(hn::Mul(size, hn::Set(d, 0.5f)), hn::MulAdd(e, other, e));
 }

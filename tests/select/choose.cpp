@@ -216,8 +216,6 @@ TEST_P(Choose, StaysWithinThreePercentOfTheReferenceAndOfTheBound) {
           const double bound = covering_bound(table, group, mass, fixed, target);
           EXPECT_LE(tokens, 1.03 * exact);
           EXPECT_GE(tokens, 0.97 * exact);
-          printf("RATIO %d %d %.1f %.2f: %.0f exact %.0f bound %.1f = %.3f\n", count, group, shared, p, tokens, exact, bound,
-                 tokens / bound);
           // 31: the covering bound takes parts of clusters; the choice takes whole ones of up to 31 tokens.
           EXPECT_LE(tokens, 1.03 * bound + 31) << count << " " << group << " " << shared << " " << p;
           EXPECT_GE(tokens, bound * (1 - 1e-6));
