@@ -4,7 +4,10 @@
 #include <cstdint>
 #include <string>
 
+#include "capture.h"
+#include "core/options.h"
 #include "session.h"
+#include "workload.h"
 
 namespace tactic::program {
 
@@ -19,5 +22,36 @@ struct RunOptions {
   std::string json;
 };
 int run(const RunOptions& options);
+
+struct CaptureOptions {
+  RecordOptions record;
+  std::string output;
+  std::string json;
+};
+int capture(const CaptureOptions& options);
+
+struct InspectOptions {
+  std::string capture;   // a file; empty: a live run of `record`
+  RecordOptions record;  // its threads also serve a file
+  MethodOptions method;
+  std::string csv;
+  std::string html;
+  std::string json;
+};
+int inspect_command(const InspectOptions& options);
+
+struct BenchOptions {
+  std::string keys = "synthetic";  // or a capture's file, whose shape and length then count
+  WorkloadSpec workload;
+  MethodOptions method;
+  double share = 0;  // steer the attended share to this; 0: as the keys have it
+  int threads = 0;
+  int rounds = 20;
+  std::string json;
+};
+int bench_attention(const BenchOptions& options);
+
+// The library's options for --method, --mass and --cluster-size. Throws Error.
+Options options_for(const MethodOptions& wanted);
 
 }  // namespace tactic::program

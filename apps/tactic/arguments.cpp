@@ -1,0 +1,248 @@
+// Options of the program: what they mean, their ranges, their help.
+#include "arguments.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <utility>
+
+#include "commands.h"
+#include "core/error.h"
+
+namespace tactic::program {
+namespace {
+
+std::string check_mass(const std::string& text) {
+  double mass = 0;
+  if (!CLI::detail::lexical_cast(text, mass) || !(mass > 0 && mass <= 1))
+    return "must be in (0, 1], for example 0.9, not " + text;
+  return "";
+}
+
+void add_model_options(CLI::App* command, SessionOptions& options) {
+  command->add_option("-m,--model", options.model, "model file (GGUF)")->required();
+  command->add_option("-f,--file", options.file, "document: a text file in UTF-8")->required();
+  command->add_option("-t,--threads", options.threads, "threads; 0: one per core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command->add_flag("-v,--verbose", options.verbose, "show the engine's own log");
+}
+
+void add_method_options(CLI::App* command, MethodOptions& options, bool with_stock) {
+  auto* method = command->add_option("--method", options.method,
+                                     "attention of the answer: tactic (as few tokens as reach the mass), paper (the same as "
+                                     "published), full (every token, our kernel: lossless)" +
+                                         std::string(with_stock ? ", stock (the engine's own)" : ""));
+  if (with_stock) {
+    method->check(CLI::IsMember({"tactic", "paper", "full", "stock"}));
+  } else {
+    method->check(CLI::IsMember({"tactic", "paper", "full"}));
+  }
+  method->capture_default_str();
+  command
+      ->add_option("-p,--mass", options.mass,
+                   "share of the attention mass to reach, in (0, 1]; more costs more, 1 attends to everything")
+      ->check(CLI::Validator(check_mass, "(0, 1]"))
+      ->capture_default_str();
+  command->add_option("--cluster-size", options.cluster_size, "mean tokens a cluster holds; 0: the method's own")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+}
+
+void add_truncate(CLI::App* command, Truncate& truncate) {
+  command
+      ->add_option_function<std::string>(
+          "--truncate", [&truncate](const std::string& how) { truncate = how == "middle" ? Truncate::middle : Truncate::none; },
+          "what to do with a document that is too long: none (an error), middle (leave out its middle)")
+      ->check(CLI::IsMember({"none", "middle"}));
+}
+
+CLI::App* add_run(CLI::App& program, RunOptions& options) {
+  CLI::App* command = program.add_subcommand("run", "answer a question about a long document");
+  add_model_options(command, options.session);
+  options.session.question = "What is this text about? Answer in a few sentences.";
+  command->add_option("-q,--question", options.session.question, "what to ask about the document")->capture_default_str();
+  add_method_options(command, options.session.method, true);
+  command->add_option("-n,--tokens", options.session.tokens, "most tokens of the answer")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--temperature", options.temperature, "of sampling; 0: always the likeliest token")
+      ->check(CLI::Range(0.0, 10.0))
+      ->capture_default_str();
+  command->add_option("--seed", options.seed, "of sampling")->capture_default_str();
+  command->add_flag("--compare", options.compare,
+                    "after the answer, force the same tokens through the engine's attention (-fa on and off), full, tactic and "
+                    "paper, and show speed and distance");
+  command->add_option("--rounds", options.rounds, "of the comparison; a step's time is its best")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
+  add_truncate(command, options.session.truncate);
+  command->add_option(
+      "--cache", options.session.cache,
+      "folder that keeps read documents, so that the next question starts at once (default: the user's cache folder)");
+  command->add_flag("!--no-cache", options.session.use_cache, "neither keep the document nor look for it");
+  command->add_option("--json", options.json, "write the figures to this file");
+  command->footer(
+      "Examples:\n"
+      "  tactic run -m model.gguf -f book.txt -q \"Who is the narrator?\"\n"
+      "      reads the book once, keeps it, answers\n"
+      "  tactic run -m model.gguf -f book.txt -q \"Where does it end?\" -p 0.75\n"
+      "      starts at once: the book is in the cache; faster, a little less exact\n"
+      "  tactic run -m model.gguf -f book.txt --compare --json figures.json\n"
+      "      how much faster, and how close to full attention\n"
+      "Ctrl-C stops the answer, shows the summary and exits with 130.");
+  return command;
+}
+
+void add_record_options(CLI::App* command, RecordOptions& options) {
+  command->add_option("-n,--tokens", options.tokens, "tokens of the prompt; 0: as many as document and context have")
+      ->check(CLI::Range(0, 1 << 26))
+      ->capture_default_str();
+  command->add_option("-s,--steps", options.steps, "decode steps after the prompt, over the document's next tokens")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  command->add_option("-t,--threads", options.threads, "threads; 0: one per core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command->add_flag("-v,--verbose", options.verbose, "show the engine's own log");
+}
+
+CLI::App* add_capture(CLI::App& program, CaptureOptions& options) {
+  CLI::App* command = program.add_subcommand("capture", "record a model's queries, keys and values on a text");
+  command->add_option("-m,--model", options.record.model, "model file (GGUF)")->required();
+  command->add_option("-f,--file", options.record.file, "document: a text file in UTF-8")->required();
+  add_record_options(command, options.record);
+  command->add_option("-o,--output", options.output, "safetensors file to write")->required();
+  command->add_option("--json", options.json, "write shapes and counts to this file");
+  command->footer(
+      "The file holds q [steps, layers, q_heads, head_dim] and prompt_q (of the last 128 prompt tokens) in f32, k and v [layers, "
+      "kv_heads, tokens, head_dim] in f16, the tokens, and the rotary parameters as metadata.\n"
+      "Example:\n"
+      "  tactic capture -m model.gguf -f book.txt -n 8000 -s 64 -o book.safetensors");
+  return command;
+}
+
+CLI::App* add_inspect(CLI::App& program, InspectOptions& options) {
+  CLI::App* command = program.add_subcommand("inspect", "show what was attended: budgets, true mass reached, success rate");
+  auto* file = command->add_option("-c,--capture", options.capture, "file of tactic capture");
+  auto* model = command->add_option("-m,--model", options.record.model, "model file (GGUF), for a live run");
+  auto* document = command->add_option("-f,--file", options.record.file, "document of a live run");
+  file->excludes(model)->excludes(document);
+  model->needs(document);
+  document->needs(model);
+  add_record_options(command, options.record);
+  add_method_options(command, options.method, false);
+  command->add_option("--csv", options.csv, "write a line for each layer, query head and step to this file");
+  command->add_option("--html", options.html, "write a page with plots to this file; it needs no other file");
+  command->add_option("--json", options.json, "write the summaries by layer and head to this file");
+  command->footer(
+      "Success is the share of (head, step) whose exact softmax mass on the attended tokens reaches P.\n"
+      "Examples:\n"
+      "  tactic inspect -c book.safetensors --html book.html\n"
+      "  tactic inspect -c book.safetensors --method paper -p 0.9 --csv paper.csv\n"
+      "  tactic inspect -m model.gguf -f book.txt -n 4000 -s 32 --html live.html");
+  command->callback([&options] {
+    if (options.capture.empty() && options.record.model.empty()) throw CLI::RequiredError("--capture, or --model and --file,");
+  });
+  return command;
+}
+
+int guarded(const std::function<int()>& command) {
+  try {
+    return command();
+  } catch (const Interrupted&) {
+    fmt::print(stderr, "tactic: interrupted: nothing was kept of what was not finished\n");
+    return kInterruptedExit;
+  } catch (const Error& error) {
+    fmt::print(stderr, "tactic: {}\n", error.what());
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "tactic: out of memory: free some, or use a shorter document or a smaller model\n");
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "tactic: {}: this should not happen, please report it\n", error.what());
+  }
+  return kRuntimeExit;
+}
+
+CLI::App* add_bench_attention(CLI::App& program, BenchOptions& options) {
+  CLI::App* bench = program.add_subcommand("bench", "measure speed");
+  bench->require_subcommand(1);
+  CLI::App* command = bench->add_subcommand("attention", "one layer's decode step by stages, beside what the memory allows");
+  command->add_option("--q-heads", options.workload.q_heads, "query heads")->check(CLI::Range(1, 1024))->capture_default_str();
+  command->add_option("--kv-heads", options.workload.kv_heads, "KV heads")->check(CLI::Range(1, 256))->capture_default_str();
+  command->add_option("--head-dim", options.workload.head_dim, "of q, K and V")
+      ->check(CLI::IsMember({64, 80, 96, 128, 256}))
+      ->capture_default_str();
+  command->add_option("--context", options.workload.context, "tokens")->check(CLI::Range(256, 1 << 22))->capture_default_str();
+  command->add_option("--layers", options.workload.layers, "attended to in turn, so that their K and V are not in a cache")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  command
+      ->add_option("--keys", options.keys,
+                   "synthetic (made after the statistics of captured ones, which are printed), or a file of "
+                   "tactic capture, whose shape and length then count")
+      ->capture_default_str();
+  command->add_option("--share", options.share, "scale the queries until this share of K and V is attended; 0: don't")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command->add_option("--seed", options.workload.seed, "of synthetic keys")->capture_default_str();
+  command->add_option("--rounds", options.rounds, "of timing")->check(CLI::Range(1, 10000))->capture_default_str();
+  add_method_options(command, options.method, false);
+  command->add_option("-t,--threads", options.threads, "threads; 0: one per core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command->add_option("--json", options.json, "write the figures to this file");
+  command->footer(
+      "The limit is a bare gather of the same rows plus streaming of the clusters' metadata, timed in the same run.\n"
+      "Examples:\n"
+      "  tactic bench attention --context 32768\n"
+      "  tactic bench attention --context 131072 --layers 2 --share 0.025\n"
+      "  tactic bench attention --keys book.safetensors --json bench.json");
+  return command;
+}
+
+int parse(int count, const char* const* arguments) {
+  CLI::App program("Answers from long documents with adaptive sparse attention.", "tactic");
+  program.set_version_flag("--version", TACTIC_VERSION);
+  program.require_subcommand(1);
+  program.footer("Start with: tactic run --help");
+  RunOptions run_options;
+  CaptureOptions capture_options;
+  InspectOptions inspect_options;
+  BenchOptions bench_options;
+  const std::pair<CLI::App*, std::function<int()>> commands[] = {
+      {add_run(program, run_options), [&] { return run(run_options); }},
+      {add_capture(program, capture_options), [&] { return capture(capture_options); }},
+      {add_inspect(program, inspect_options), [&] { return inspect_command(inspect_options); }},
+      {add_bench_attention(program, bench_options), [&] { return bench_attention(bench_options); }},
+  };
+  try {
+    program.parse(count, arguments);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return program.exit(error);  // --help, --version
+    const auto chosen = program.get_subcommands();
+    const std::string name = chosen.empty() ? "tactic" : "tactic " + chosen.front()->get_name();
+    fmt::print(stderr, "tactic: {}: see {} --help\n", error.what(), name);
+    return kUsageExit;
+  }
+  for (const auto& [command, work] : commands) {
+    if (command->parsed()) return guarded(work);
+  }
+  return kUsageExit;
+}
+
+}  // namespace
+
+int parse_and_run(int count, const char* const* arguments) {
+  try {
+    return parse(count, arguments);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "tactic: {}: this should not happen, please report it\n", error.what());
+    return kRuntimeExit;
+  }
+}
+
+}  // namespace tactic::program

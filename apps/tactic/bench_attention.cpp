@@ -1,0 +1,282 @@
+// bench attention: one layer's decode step by stages, beside what the machine's memory allows, in one run.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "bench/limits.h"
+#include "commands.h"
+#include "core/isa.h"
+#include "files.h"
+#include "interrupt.h"
+#include "progress.h"
+#include "sequence/sequence.h"
+#include "workload.h"
+
+namespace tactic::program {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr std::size_t kStreamBytes = std::size_t{1} << 30;  // far beyond any cache
+constexpr std::int64_t kLongSegment = 16384;  // longer contexts cluster in such pieces: k-means costs n^2 / cluster size
+
+// What one decode step of a layer did, for the limits.
+struct Chosen {
+  std::vector<std::vector<std::int32_t>> ids;  // [kv_heads]
+  double metadata_bytes = 0;
+};
+
+struct Figures {
+  double tactic_us = 0, rank_us = 0, estimate_us = 0, union_us = 0, attend_us = 0;
+  double attended_share = 0;
+  double estimated_mass = 0;
+  double bytes_share = 0;
+};
+
+class AttentionBench {
+ public:
+  AttentionBench(const BenchOptions& options, Team& team, Workload work);
+
+  double cluster();
+  double dense_us();
+  double steer(double share);  // scales the queries until that share is attended; returns the scale
+  Figures tactic();
+  double limit_us(double stream_gb_per_second);
+  const Workload& work() const { return work_; }
+  double layer_bytes() const;  // K and V of all tokens
+  double index_share() const;  // index bytes / K and V bytes
+
+ private:
+  StepReport step(Sequence& sequence, int layer, int round, bool bits);
+  Chosen choose(int layer);
+
+  const BenchOptions& options_;
+  Team& team_;
+  Workload work_;
+  WorkspacePtr workspace_ = make_workspace();
+  Options method_;
+  std::vector<Sequence> sequences_;  // [layers], of one layer each
+  double query_scale_ = 1;
+  std::vector<float> q_, out_, estimated_;
+  std::vector<std::int64_t> attended_;
+  std::vector<std::uint64_t> bits_;
+};
+
+AttentionBench::AttentionBench(const BenchOptions& options, Team& team, Workload work)
+    : options_(options), team_(team), work_(std::move(work)) {
+  const Shape& shape = work_.shape;
+  q_.resize(static_cast<std::size_t>(shape.q_heads) * static_cast<std::size_t>(shape.head_dim));
+  out_.resize(static_cast<std::size_t>(shape.q_heads) * static_cast<std::size_t>(shape.v_head_dim));
+  estimated_.resize(static_cast<std::size_t>(shape.q_heads));
+  attended_.resize(static_cast<std::size_t>(shape.kv_heads));
+  bits_.resize(attended_.size() * static_cast<std::size_t>((work_.tokens + 63) / 64));
+  method_ = options_for(options.method);
+  if (work_.tokens > 2 * kLongSegment) method_.segment_tokens = static_cast<int>(kLongSegment);
+}
+
+double AttentionBench::layer_bytes() const {
+  return static_cast<double>(work_.tokens) * work_.shape.kv_heads * (work_.shape.head_dim + work_.shape.v_head_dim) * 2;
+}
+
+double AttentionBench::index_share() const {
+  double bytes = 0;
+  for (const Sequence& sequence : sequences_) bytes += static_cast<double>(sequence.index_bytes());
+  return bytes / (layer_bytes() * static_cast<double>(sequences_.size()));
+}
+
+double AttentionBench::cluster() {
+  Progress progress("cluster", static_cast<double>(work_.kv.size()), "layers");
+  double seconds = 0;
+  for (std::size_t layer = 0; layer < work_.kv.size(); ++layer) {
+    Sequence& sequence = sequences_.emplace_back(
+        SequenceConfig{.layers = 1, .shape = work_.shape, .params = work_.params, .rotary = work_.rotary, .options = method_});
+    const std::int64_t row = static_cast<std::int64_t>(q_.size());
+    sequence.observe(0, work_.layers[layer].q.data(), work_.prompt_queries, row, work_.shape.head_dim);
+    seconds += sequence.update(team_, *workspace_, 0, work_.kv[layer], true).seconds;
+    progress.update(static_cast<double>(layer + 1));
+    if (interrupted()) throw Interrupted{};
+  }
+  progress.finish();
+  return seconds;
+}
+
+StepReport AttentionBench::step(Sequence& sequence, int layer, int round, bool bits) {
+  const int timed = work_.queries - work_.prompt_queries;
+  const auto row = static_cast<std::size_t>(work_.prompt_queries + round % timed) * q_.size();
+  const auto& all = work_.layers[static_cast<std::size_t>(layer)].q;
+  for (std::size_t i = 0; i < q_.size(); ++i) q_[i] = static_cast<float>(query_scale_) * all[row + i];
+  StepReport report;
+  report.attended = attended_;
+  report.estimated_mass = estimated_;
+  if (bits) report.token_bits = bits_;
+  const Status status = sequence.attend(team_, *workspace_, 0, q_.data(), work_.kv[static_cast<std::size_t>(layer)], nullptr,
+                                        out_.data(), nullptr, &report);
+  if (status != Status::ok) throw Error(status, "keys have values that are not finite: record the capture again");
+  return report;
+}
+
+double AttentionBench::dense_us() {
+  Options full = method_;
+  full.method = Method::full;
+  const int layers = static_cast<int>(work_.kv.size());
+  Sequence sequence({.layers = 1, .shape = work_.shape, .params = work_.params, .rotary = work_.rotary, .options = full});
+  for (int layer = 0; layer < layers; ++layer) step(sequence, layer, 0, false);
+  std::vector<double> best(static_cast<std::size_t>(options_.rounds), 0.0);
+  for (int round = 0; round < options_.rounds; ++round) {
+    const auto start = Clock::now();
+    for (int layer = 0; layer < layers; ++layer) step(sequence, layer, round, false);
+    best[static_cast<std::size_t>(round)] = 1e6 * seconds_since(start) / layers;
+    if (interrupted()) throw Interrupted{};
+  }
+  std::nth_element(best.begin(), best.begin() + static_cast<std::ptrdiff_t>(best.size() / 2), best.end());
+  return best[best.size() / 2];
+}
+
+Figures AttentionBench::tactic() {
+  const int layers = static_cast<int>(work_.kv.size());
+  for (int layer = 0; layer < layers; ++layer) step(sequences_[static_cast<std::size_t>(layer)], layer, 0, false);
+  Figures mean;
+  const double weight = 1.0 / (static_cast<double>(options_.rounds) * layers);
+  for (int round = 0; round < options_.rounds; ++round) {
+    for (int layer = 0; layer < layers; ++layer) {
+      const StepReport report = step(sequences_[static_cast<std::size_t>(layer)], layer, round, false);
+      mean.tactic_us += weight * report.total_us;
+      mean.rank_us += weight * report.rank_us;
+      mean.estimate_us += weight * report.estimate_us;
+      mean.union_us += weight * report.union_us;
+      mean.attend_us += weight * report.attend_us;
+      mean.bytes_share += weight * report.bytes / report.dense_bytes;
+      for (const std::int64_t tokens : attended_) {
+        mean.attended_share += weight * static_cast<double>(tokens) / static_cast<double>(work_.tokens) / work_.shape.kv_heads;
+      }
+      for (const float mass : estimated_) mean.estimated_mass += weight * static_cast<double>(mass) / work_.shape.q_heads;
+    }
+    if (interrupted()) throw Interrupted{};
+  }
+  return mean;
+}
+
+// Sharper queries (longer ones) attend to less: bisection on the logarithm of their scale.
+double AttentionBench::steer(double share) {
+  double low = -2;
+  double high = 2;
+  Progress progress("steer", 12, "trials");
+  for (int trial = 0; trial < 12; ++trial) {
+    query_scale_ = std::exp((low + high) / 2);
+    double now = 0;
+    for (std::size_t layer = 0; layer < sequences_.size(); ++layer) {
+      step(sequences_[layer], static_cast<int>(layer), trial, false);
+      for (const std::int64_t tokens : attended_) {
+        now += static_cast<double>(tokens) / static_cast<double>(work_.tokens) /
+               static_cast<double>(attended_.size() * sequences_.size());
+      }
+    }
+    (now > share ? low : high) = (low + high) / 2;
+    progress.update(trial + 1);
+    if (interrupted()) throw Interrupted{};
+  }
+  progress.finish();
+  return query_scale_;
+}
+
+Chosen AttentionBench::choose(int layer) {
+  const StepReport report = step(sequences_[static_cast<std::size_t>(layer)], layer, 0, true);
+  Chosen chosen;
+  const auto words = static_cast<std::size_t>((work_.tokens + 63) / 64);
+  std::size_t rows = 0;
+  for (int head = 0; head < work_.shape.kv_heads; ++head) {
+    auto& ids = chosen.ids.emplace_back();
+    const auto bits = std::span(bits_).subspan(static_cast<std::size_t>(head) * words, words);
+    for (std::int64_t token = 0; token < work_.tokens; ++token) {
+      if (((bits[static_cast<std::size_t>(token / 64)] >> (token % 64)) & 1u) != 0)
+        ids.push_back(static_cast<std::int32_t>(token));
+    }
+    rows += ids.size();
+  }
+  chosen.metadata_bytes = report.bytes - static_cast<double>(rows) * (work_.shape.head_dim + work_.shape.v_head_dim) * 2;
+  return chosen;
+}
+
+// Time of a bare gather of the same rows and of streaming the metadata: what a layer cannot beat.
+double AttentionBench::limit_us(double stream_gb_per_second) {
+  std::vector<Chosen> chosen;
+  std::vector<bench::Gather> gathers;
+  double metadata = 0;
+  for (int layer = 0; layer < static_cast<int>(work_.kv.size()); ++layer) {
+    chosen.push_back(choose(layer));
+    metadata += std::max(chosen.back().metadata_bytes, 0.0) / static_cast<double>(work_.kv.size());
+  }
+  for (std::size_t layer = 0; layer < chosen.size(); ++layer) {
+    bench::Gather& gather = gathers.emplace_back(bench::Gather{.kv = work_.kv[layer], .lists = {}});
+    for (const auto& ids : chosen[layer].ids) {
+      gather.lists.push_back({.ids = ids.data(), .first = 0, .count = static_cast<std::int64_t>(ids.size())});
+    }
+  }
+  return 1e6 * bench::bare_gather_seconds(team_, gathers) + metadata / stream_gb_per_second / 1e3;
+}
+
+void print_figures(const ordered_json& json) {
+  const auto number = [&](const char* key) { return json[key].get<double>(); };
+  fmt::print("{} query heads, {} KV heads, head dim {}, {} tokens, P = {}, {} threads, {}\n{}\n", json["q_heads"].get<int>(),
+             json["kv_heads"].get<int>(), json["head_dim"].get<int>(), json["context_tokens"].get<std::int64_t>(), number("mass"),
+             json["threads"].get<int>(), json["isa"].get<std::string>(), json["keys"].get<std::string>());
+  fmt::print("streaming  {:8.1f} GB/s\n", number("stream_gb_per_second"));
+  fmt::print("dense      {:8.0f} us a layer, {:.1f} GB/s ({:.0f}% of streaming)\n", number("dense_microseconds"),
+             number("dense_gb_per_second"), 100 * number("dense_gb_per_second") / number("stream_gb_per_second"));
+  fmt::print("{:<10} {:8.0f} us a layer: rank {:.0f}, estimate {:.0f}, union {:.0f}, attend {:.0f}\n",
+             json["method"].get<std::string>(), number("tactic_microseconds"), number("rank_microseconds"),
+             number("estimate_microseconds"), number("union_microseconds"), number("attend_microseconds"));
+  fmt::print(
+      "attended {:.1f}% of K and V, {:.1f}% of the bytes; {:.2f}x dense (0.38 / share = {:.2f}x); {:.0f}% of the limit ({:.0f} "
+      "us)\n",
+      100 * number("attended_share"), 100 * number("bytes_read_share"), number("speedup_over_dense"),
+      0.38 / number("attended_share"), 100 * number("share_of_limit"), number("limit_microseconds"));
+}
+
+}  // namespace
+
+int bench_attention(const BenchOptions& options) {
+  const auto team = make_thread_team(options.threads > 0 ? options.threads : default_threads());
+  AttentionBench bench(
+      options, *team,
+      options.keys == "synthetic" ? synthetic_workload(options.workload, *team) : captured_workload(options.keys));
+  ordered_json json;
+  const Workload& work = bench.work();
+  json["q_heads"] = work.shape.q_heads;
+  json["kv_heads"] = work.shape.kv_heads;
+  json["head_dim"] = work.shape.head_dim;
+  json["context_tokens"] = work.tokens;
+  json["layers"] = work.kv.size();
+  json["method"] = options.method.method;
+  json["mass"] = options.method.mass;
+  json["threads"] = team->size();
+  json["isa"] = name_of(active_isa());
+  json["keys"] = work.keys;
+  json["cluster_seconds"] = bench.cluster();
+  json["index_share_of_kv_bytes"] = bench.index_share();
+  if (options.share > 0) json["query_scale"] = bench.steer(options.share);
+  const double stream = bench::stream_bandwidth(*team, kStreamBytes);
+  const double dense = bench.dense_us();
+  const Figures figures = bench.tactic();
+  const double limit = bench.limit_us(stream);
+  json["stream_gb_per_second"] = stream;
+  json["dense_microseconds"] = dense;
+  json["dense_gb_per_second"] = bench.layer_bytes() / dense / 1e3;
+  json["tactic_microseconds"] = figures.tactic_us;
+  json["rank_microseconds"] = figures.rank_us;
+  json["estimate_microseconds"] = figures.estimate_us;
+  json["union_microseconds"] = figures.union_us;
+  json["attend_microseconds"] = figures.attend_us;
+  json["attended_share"] = figures.attended_share;
+  json["bytes_read_share"] = figures.bytes_share;
+  json["estimated_mass_mean"] = figures.estimated_mass;
+  json["speedup_over_dense"] = dense / figures.tactic_us;
+  json["limit_microseconds"] = limit;
+  json["share_of_limit"] = limit / figures.tactic_us;
+  print_figures(json);
+  if (!options.json.empty()) write_text_file(options.json, json.dump(2) + "\n", "name another file with --json");
+  return 0;
+}
+
+}  // namespace tactic::program
