@@ -37,7 +37,7 @@ static void make_tokens(void) {
 
 static void make_query(int topic, float q[Q_HEADS][DIM]) {
   for (int h = 0; h < Q_HEADS; ++h)
-    for (int i = 0; i < DIM; ++i) q[h][i] = 0.9f * topics[topic][h / (Q_HEADS / KV_HEADS)][i] + 0.3f * noise();
+    for (int i = 0; i < DIM; ++i) q[h][i] = 1.2f * topics[topic][h / (Q_HEADS / KV_HEADS)][i] + 0.3f * noise();
 }
 
 static void must(tactic_status status) {
