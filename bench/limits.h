@@ -69,7 +69,7 @@ double stream_bandwidth(Team& team, std::size_t bytes, bool huge = false, int ro
 double stream_bandwidth(Team& team, std::span<const std::byte> bytes, int rounds);
 
 // Seconds in which the team reads the K and V rows of a gather and adds their words up, with the best of a few prefetch
-// distances: mean over the gathers, which follow each other. Each worker takes an equal share of every list.
+// distances into L1 or L2: mean over the gathers, which follow each other. Each worker takes an equal share of every list.
 double bare_gather_seconds(Team& team, std::span<const Gather> gathers, int rounds = 3);
 
 }  // namespace tactic::bench
