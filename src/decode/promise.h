@@ -13,7 +13,7 @@ struct Probes {
   int count = 0;
 };
 
-// Per KV head the largest rho of {1, .7, .5, .35, .25, .15, .08, .04} with which at least 90% of (probe, query head) reach
+// Per KV head the largest rho of {1, .7, .5, .35, .25, .15, .08, .04} with which at least 95% of (probe, query head) reach
 // options.mass of their true mass when the internal target is 1 - rho (1 - mass); -1 where none does: the head runs dense.
 // No probes: all 1. Cost: `count` dense reads of K, and up to 8 sparse steps a probe. Allocates: not for a warm step.
 std::vector<float> probe_margins(Team& team, Workspace& workspace, const Shape& shape, const AttentionParams& params,

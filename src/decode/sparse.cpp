@@ -21,6 +21,33 @@ constexpr int kRankColumns = 128;
 // Fewest tokens worth a worker of their own: below, the merge of another partial costs more than the rows.
 constexpr std::int64_t kFixedTokens = 32;
 
+// Lanes of running sums and maxima: one chain of float additions would wait four cycles for each.
+constexpr int kLanes = 16;
+
+float sum_of(const float* x, int count) {
+  float lanes[kLanes] = {};
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) lanes[l] += x[i + l];
+  }
+  float sum = 0;
+  for (; i < count; ++i) sum += x[i];
+  for (const float lane : lanes) sum += lane;
+  return sum;
+}
+
+// The largest, NaN left out; -inf of none.
+float max_of(const float* x, int count) {
+  float lanes[kLanes];
+  std::fill_n(lanes, kLanes, -std::numeric_limits<float>::infinity());
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) lanes[l] = x[i + l] > lanes[l] ? x[i + l] : lanes[l];
+  }
+  for (; i < count; ++i) lanes[0] = std::max(lanes[0], x[i]);
+  return *std::max_element(lanes, lanes + kLanes);
+}
+
 void attend_fixed(Worker& worker, const SparseStep& step) {
   const std::int64_t head_end = step.index.first();
   const std::int64_t tail_begin = step.index.last();
@@ -53,8 +80,7 @@ void set_reference(const SparseStep& step, int kv_head, int workers) {
   const int group = step.query.shape.group();
   for (int g = 0; g < group; ++g) {
     const float* logits = work.logits.data() + static_cast<std::int64_t>(g) * table.stride;
-    float top = -std::numeric_limits<float>::infinity();
-    for (int c = 0; c < table.count; ++c) top = std::max(top, logits[c]);
+    float top = max_of(logits, table.count);
     for (int w = 0; w < workers; ++w) top = std::max(top, step.workspace.fixed.at(w, kv_head * group + g).maximum[0]);
     float mass = 0;
     for (int w = 0; w < workers; ++w) {
@@ -242,8 +268,7 @@ void finish_phase(Worker& worker, const SparseStep& step) {
     float total[kMaxGroup];
     for (int g = 0; g < group; ++g) {
       const float* mass = work.mass.data() + static_cast<std::int64_t>(g) * table.stride;
-      total[g] = work.fixed[g];
-      for (int c = 0; c < table.count; ++c) total[g] += mass[c];
+      total[g] = work.fixed[g] + sum_of(mass, table.count);
     }
     work.tail_count = choose_tail(table, group, work.logits.data(), step.options.spread ? work.half.data() : nullptr,
                                   work.reference, total, work.chosen.data(), step.options.tail_clusters, work.tail_list.data(),

@@ -10,6 +10,25 @@ constexpr std::int64_t kTokenGrain = 8192;
 
 std::int64_t grain(std::int64_t tokens) { return (tokens + kTokenGrain) / kTokenGrain * kTokenGrain; }
 
+// What the stages of select/ may need for a head's table, so that neither the first step of a worker nor a wider sample of
+// Algorithm 1 allocates: rows of the table's columns (each padded by at most 64), and the sampled tokens.
+void reserve_scratch(SelectScratch& scratch, const HeadTable& table, int group, std::int64_t tokens, const Options& options) {
+  const auto grow = [](auto& buffer, std::int64_t size) {
+    if (buffer.size() < static_cast<std::size_t>(size)) buffer.resize(static_cast<std::size_t>(size));
+  };
+  const std::int64_t row = table.stride + 64;
+  grow(scratch.floats, row * (2 * group + 4));
+  grow(scratch.ints, row * 4);
+  if (options.method != Method::paper) return;
+  const double share = static_cast<double>(options.fit_head) + 2.0 * static_cast<double>(options.fit_window);
+  const auto sample = std::min<std::int64_t>(
+      table.token_count, static_cast<std::int64_t>(group * (share * static_cast<double>(table.token_count) + 6)) + 1);
+  const std::int64_t words = tokens / 64 + 1;
+  grow(scratch.floats, group * sample);
+  grow(scratch.ints, group * (2 * row + 1) + words + sample);
+  grow(scratch.words, words + 2 * row);
+}
+
 }  // namespace
 
 void WorkspaceDeleter::operator()(Workspace* workspace) const { delete workspace; }
@@ -60,6 +79,7 @@ void Workspace::reserve(int workers, const Query& query, const KvView& kv, const
     if (options.method == Method::tactic && options.verify) work.token_logits.resize(group * tokens);
     work.tail_list.resize(static_cast<std::size_t>(options.tail_clusters));
     work.tail_weights.resize(group * static_cast<std::size_t>(options.tail_clusters));
+    for (SelectScratch& own : scratch) reserve_scratch(own, table, shape.group(), grain(kv.tokens), options);
   }
 }
 

@@ -23,8 +23,8 @@ Options paper_choice() {
 class Conformance : public testing::TestWithParam<Variant> {};
 
 // Largest weight that a query head gives to tokens that only one of the two steps attended.
-double disputed_mass(const StepResult& a, const StepResult& b, const std::vector<double>& weights, std::int64_t tokens, int kv_head,
-                     int q_head) {
+double disputed_mass(const StepResult& a, const StepResult& b, const std::vector<double>& weights, std::int64_t tokens,
+                     int kv_head, int q_head) {
   double sum = 0;
   for (std::int64_t t = 0; t < tokens; ++t) {
     if (a.has(kv_head, t) != b.has(kv_head, t)) sum += weights[static_cast<std::size_t>(q_head * tokens + t)];
@@ -112,43 +112,58 @@ INSTANTIATE_TEST_SUITE_P(
         Variant{"low_mass", [](LayerSpec&, Options& o) { o.mass = 0.3f; }},
         Variant{"high_mass", [](LayerSpec&, Options& o) { o.mass = 0.999f; }},
         Variant{"f16_centroids", [](LayerSpec& s, Options&) { s.int8_centroids = false; }},
-        Variant{"segments", [](LayerSpec& s, Options&) { s.segments = 3; }},
-        Variant{"margin", [](LayerSpec&, Options&) {}}, Variant{"softcap", [](LayerSpec&, Options&) {}},
-        Variant{"sinks", [](LayerSpec&, Options&) {}}, Variant{"softcap_sinks_margin", [](LayerSpec&, Options&) {}},
+        Variant{"segments", [](LayerSpec& s, Options&) { s.segments = 3; }}, Variant{"margin", [](LayerSpec&, Options&) {}},
+        Variant{"softcap", [](LayerSpec&, Options&) {}}, Variant{"sinks", [](LayerSpec&, Options&) {}},
+        Variant{"softcap_sinks_margin", [](LayerSpec&, Options&) {}},
         Variant{"no_sinks_one_recent", [](LayerSpec& s, Options&) { s.sinks = 0, s.recent = 1; }},
         Variant{"nothing_recent", [](LayerSpec& s, Options&) { s.sinks = 0, s.recent = 0; }},
         Variant{"long_recent", [](LayerSpec& s, Options&) { s.recent = 900; }},
         Variant{"paper", [](LayerSpec& s, Options& o) { o = paper_choice(), o.min_context = 256, s.int8_centroids = false; }},
         Variant{"paper_softcap_sinks",
                 [](LayerSpec& s, Options& o) { o = paper_choice(), o.min_context = 256, s.int8_centroids = false; }},
-        Variant{"paper_segments",
-                [](LayerSpec& s, Options& o) {
-                  o = paper_choice(), o.min_context = 256, s.int8_centroids = false, s.segments = 3;
-                }},
-        Variant{"paper_low_mass",
-                [](LayerSpec& s, Options& o) { o = paper_choice(), o.min_context = 256, o.mass = 0.3f, s.int8_centroids = false; }}),
+        Variant{
+            "paper_segments",
+            [](LayerSpec& s, Options& o) { o = paper_choice(), o.min_context = 256, s.int8_centroids = false, s.segments = 3; }},
+        Variant{
+            "paper_low_mass",
+            [](LayerSpec& s, Options& o) { o = paper_choice(), o.min_context = 256, o.mass = 0.3f, s.int8_centroids = false; }}),
     [](const auto& test) { return std::string(test.param.name); });
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, Conformance,
-    testing::Values(
-        Variant{"group1_f32", [](LayerSpec& s, Options&) { s.kv.shape = {3, 3, 64, 64}, s.kv.k_type = s.kv.v_type = DType::f32; }},
-        Variant{"group16_d80", [](LayerSpec& s, Options&) { s.kv.shape = {16, 1, 80, 80}; }},
-        Variant{"group7_d96_bf16",
-                [](LayerSpec& s, Options&) { s.kv.shape = {14, 2, 96, 96}, s.kv.k_type = s.kv.v_type = DType::bf16; }},
-        Variant{"group4_d128", [](LayerSpec& s, Options&) { s.kv.shape = {8, 2, 128, 128}; }},
-        Variant{"group2_d256_v64_mixed",
-                [](LayerSpec& s, Options&) { s.kv.shape = {4, 2, 256, 64}, s.kv.v_type = DType::bf16; }},
-        Variant{"group8_d64_v128", [](LayerSpec& s, Options&) { s.kv.shape = {8, 1, 64, 128}; }},
-        Variant{"padded", [](LayerSpec& s, Options&) { s.kv.layout = Layout::padded; }},
-        Variant{"head_major", [](LayerSpec& s, Options&) { s.kv.layout = Layout::head_major; }},
-        Variant{"blocks", [](LayerSpec& s, Options&) { s.kv.layout = Layout::blocks; }},
-        Variant{"blocks_of_one", [](LayerSpec& s, Options&) { s.kv.layout = Layout::blocks, s.kv.block_size = 1; }},
-        Variant{"paper_group7_d96_blocks",
-                [](LayerSpec& s, Options& o) {
-                  o = paper_choice(), o.min_context = 256;
-                  s.kv.shape = {14, 2, 96, 96}, s.kv.layout = Layout::blocks, s.int8_centroids = false;
-                }}),
+    testing::Values(Variant{"group1_f32",
+                            [](LayerSpec& s, Options&) {
+                              s.kv.shape = {3, 3, 64, 64}, s.kv.k_type = s.kv.v_type = DType::f32;
+                            }},
+                    Variant{"group16_d80",
+                            [](LayerSpec& s, Options&) {
+                              s.kv.shape = {16, 1, 80, 80};
+                            }},
+                    Variant{"group7_d96_bf16",
+                            [](LayerSpec& s, Options&) {
+                              s.kv.shape = {14, 2, 96, 96}, s.kv.k_type = s.kv.v_type = DType::bf16;
+                            }},
+                    Variant{"group4_d128",
+                            [](LayerSpec& s, Options&) {
+                              s.kv.shape = {8, 2, 128, 128};
+                            }},
+                    Variant{"group2_d256_v64_mixed",
+                            [](LayerSpec& s, Options&) {
+                              s.kv.shape = {4, 2, 256, 64}, s.kv.v_type = DType::bf16;
+                            }},
+                    Variant{"group8_d64_v128",
+                            [](LayerSpec& s, Options&) {
+                              s.kv.shape = {8, 1, 64, 128};
+                            }},
+                    Variant{"padded", [](LayerSpec& s, Options&) { s.kv.layout = Layout::padded; }},
+                    Variant{"head_major", [](LayerSpec& s, Options&) { s.kv.layout = Layout::head_major; }},
+                    Variant{"blocks", [](LayerSpec& s, Options&) { s.kv.layout = Layout::blocks; }},
+                    Variant{"blocks_of_one", [](LayerSpec& s, Options&) { s.kv.layout = Layout::blocks, s.kv.block_size = 1; }},
+                    Variant{"paper_group7_d96_blocks",
+                            [](LayerSpec& s, Options& o) {
+                              o = paper_choice(), o.min_context = 256;
+                              s.kv.shape = {14, 2, 96, 96}, s.kv.layout = Layout::blocks, s.int8_centroids = false;
+                            }}),
     [](const auto& test) { return std::string(test.param.name); });
 
 }  // namespace

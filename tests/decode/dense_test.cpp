@@ -131,6 +131,7 @@ class NonFinite : public Dense, public testing::WithParamInterface<float> {
     const Options all[] = {tactic_options(), paper, full};
     std::vector<StepResult> before;
     for (const Options& options : all) before.push_back(step(options, &layer_.index()));
+    const double bound = tolerance(layer_.kv()).output;
     spoil();
     for (std::size_t i = 0; i < std::size(all); ++i) {
       const StepResult after = step(all[i], &layer_.index());
@@ -139,7 +140,9 @@ class NonFinite : public Dense, public testing::WithParamInterface<float> {
       bool failed = false;
       for (std::size_t at = 0; at < half; ++at) failed |= !std::isfinite(after.out[at]);
       EXPECT_TRUE(failed) << i;
-      for (std::size_t at = half; at < after.out.size(); ++at) ASSERT_EQ(after.out[at], before[i].out[at]) << i << ' ' << at;
+      // Equal pieces of work are cut by what all heads attend, so head 1's sums may be cut elsewhere now: rounding, no more.
+      for (std::size_t at = half; at < after.out.size(); ++at) ASSERT_NEAR(after.out[at], before[i].out[at], bound) << i;
+      for (std::int64_t t = 0; t < spec_.kv.tokens; ++t) ASSERT_EQ(after.has(1, t), before[i].has(1, t)) << i << ' ' << t;
     }
   }
 };

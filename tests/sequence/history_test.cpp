@@ -49,7 +49,8 @@ TEST_F(History, ObservingInOneCallOrManyGivesTheSameClusters) {
     const StepResult a = stage_.attend(one, story_, 1000), b = stage_.attend(many, story_, 1000);
     // The moment forgets by windows of calls, so the metric may differ in its last digits: sets nearly, outputs nearly.
     for (std::size_t h = 0; h < 2; ++h)
-      EXPECT_NEAR(static_cast<double>(a.attended[h]), static_cast<double>(b.attended[h]), 0.15 * static_cast<double>(a.attended[h]))
+      EXPECT_NEAR(static_cast<double>(a.attended[h]), static_cast<double>(b.attended[h]),
+                  0.15 * static_cast<double>(a.attended[h]))
           << piece;
   }
 }

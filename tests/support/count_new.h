@@ -23,7 +23,9 @@ inline void* counted(std::size_t size, std::size_t alignment) {
 
 void* operator new(std::size_t size) { return tactic::test::detail::counted(size, alignof(std::max_align_t)); }
 void* operator new[](std::size_t size) { return tactic::test::detail::counted(size, alignof(std::max_align_t)); }
-void* operator new(std::size_t size, std::align_val_t a) { return tactic::test::detail::counted(size, static_cast<std::size_t>(a)); }
+void* operator new(std::size_t size, std::align_val_t a) {
+  return tactic::test::detail::counted(size, static_cast<std::size_t>(a));
+}
 void* operator new[](std::size_t size, std::align_val_t a) {
   return tactic::test::detail::counted(size, static_cast<std::size_t>(a));
 }

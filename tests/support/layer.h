@@ -168,8 +168,8 @@ class LayerCase {
 // What a step gave, with all of its report.
 struct StepResult {
   Status status = Status::ok;
-  std::vector<float> out;            // [q_heads, v_head_dim]
-  std::vector<float> lse;            // [q_heads]
+  std::vector<float> out;              // [q_heads, v_head_dim]
+  std::vector<float> lse;              // [q_heads]
   std::vector<std::int64_t> attended;  // [kv_heads]
   std::vector<std::int64_t> budget;    // [q_heads]
   std::vector<float> estimated;        // [q_heads]
