@@ -63,6 +63,7 @@ void mark(Layer& layer, std::int64_t first, std::int64_t last, Caches::Change ch
   if (first >= last) return;
   if (change == Caches::Change::tokens) {
     layer.cells().replaced(first, last, step);
+    layer.queries().clear();  // of what was there before
   } else {
     layer.cells().altered(first, last, step);
   }

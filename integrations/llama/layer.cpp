@@ -2,6 +2,7 @@
 #include "layer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <sstream>
 
@@ -20,6 +21,13 @@ const char* unsupported_shape(const Shape& shape) {
     return "head sizes or group size that Tactic has no kernels for";
   }
   return nullptr;
+}
+
+// One file feeds all layers: one line for all of them.
+std::atomic<bool> g_misfit_told{false};
+void tell_misfit(int layer, const char* reason) {
+  if (g_misfit_told.exchange(true) && log_level() < 2) return;
+  log_line("layer %d: the saved index does not fit: %s; clustering anew", layer, reason);
 }
 
 }  // namespace
@@ -152,6 +160,11 @@ void Layer::drop_index() {
   saved_.reset();
 }
 
+void Layer::offer(SavedIndex saved) {
+  g_misfit_told = false;
+  saved_ = std::make_unique<SavedIndex>(std::move(saved));
+}
+
 void Layer::take_offer(Track& track, const KvView& kv) {
   if (!saved_) return;
   const std::unique_ptr<SavedIndex> saved = std::move(saved_);
@@ -160,16 +173,16 @@ void Layer::take_offer(Track& track, const KvView& kv) {
   for (std::size_t i = 0; i < saved->sampled.size() && reason == nullptr; ++i) {
     if (checksum(kv, saved->sampled[i]) != saved->checksums[i]) reason = "the cache holds other keys or values";
   }
-  if (reason == nullptr) {
-    try {
-      std::istringstream in(saved->bytes);
-      track.sequence().load(in);
-    } catch (const Error& error) {
-      log_line("layer %d: the saved index does not fit: %s; clustering anew", number_, error.what());
-    }
+  if (reason != nullptr) {
+    tell_misfit(number_, reason);
     return;
   }
-  log_line("layer %d: the saved index does not fit: %s; clustering anew", number_, reason);
+  try {
+    std::istringstream in(saved->bytes);
+    track.sequence().load(in);
+  } catch (const Error& error) {
+    tell_misfit(number_, error.what());
+  }
 }
 
 }  // namespace tactic::llama

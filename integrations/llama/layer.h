@@ -60,7 +60,7 @@ class Layer {
   KvView view(const Track& track) const;  // of the track's tokens, from the cache tensors themselves
 
   void drop_index();
-  void offer(SavedIndex saved) { saved_ = std::make_unique<SavedIndex>(std::move(saved)); }
+  void offer(SavedIndex saved);
   // Takes the offered index if it fits the tokens in the cache. `kv`: of the track's tokens.
   void take_offer(Track& track, const KvView& kv);
 

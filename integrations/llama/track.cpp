@@ -84,6 +84,7 @@ bool Track::rebuild(const Cells& cells, const Visible& visible) {
              versions_[0] == cells.version(cells_[0]);
   }
 
+  if (same == 0 && !cells_.empty()) sequence_.clear();  // another text: its queries say nothing of this one
   if (same < cells_.size()) sequence_.truncate(static_cast<std::int64_t>(same));
   cells_.resize(same);
   versions_.resize(same);
