@@ -4,3 +4,7 @@ if(TACTIC_SANITIZE)
   add_compile_options(-fsanitize=${TACTIC_SANITIZE} -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${TACTIC_SANITIZE})
 endif()
+# What libFuzzer steers by.
+if(TACTIC_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link)
+endif()

@@ -23,7 +23,10 @@ apt_install() {
   apt_update
   say "installing $*"
   as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
-    install --no-install-recommends "$@" >&2 || fail "apt-get could not install: $*"
+    install --no-install-recommends "$@" >"$BUILD/apt.log" 2>&1 || {
+    tail -n 20 "$BUILD/apt.log" >&2
+    fail "apt-get could not install: $*"
+  }
 }
 
 # A Python with pip; the first of PATH may be one without.

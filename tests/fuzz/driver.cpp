@@ -58,7 +58,7 @@ void mutate(Bytes& bytes, std::mt19937& random) {
 
 int main(int argc, char** argv) {
   const char* runs_text = std::getenv("TACTIC_FUZZ_RUNS");
-  const int runs = runs_text != nullptr ? std::atoi(runs_text) : 2000;
+  const int runs = runs_text != nullptr ? std::atoi(runs_text) : 5000;
   const auto corpus = read_corpus(argc > 1 ? argv[1] : nullptr);
   for (const auto& bytes : corpus) LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
   std::mt19937 random(1);
