@@ -3,6 +3,9 @@
 
 #include <algorithm>
 
+#include "huge_pages.h"
+#include "shared.h"
+
 namespace tactic::llama {
 namespace {
 
@@ -97,6 +100,9 @@ std::uint32_t Caches::next_step() {
 
 void Caches::wrap(ggml_backend_buffer* buffer) {
   if (!wrapped_.emplace(buffer, buffer->iface).second) return;
+  if (Shared::instance().settings()->huge_pages() && ggml_backend_buffer_is_host(buffer)) {
+    collapse_into_huge_pages(ggml_backend_buffer_get_base(buffer), buffer->size);
+  }
   ggml_backend_buffer_i& functions = buffer->iface;
   functions.free_buffer = noted_free;  // also where there was none: the buffer's end must be seen
   if (functions.set_tensor != nullptr) functions.set_tensor = noted_set;

@@ -12,7 +12,8 @@
 namespace tactic::llama {
 namespace {
 
-using Member = std::variant<float Options::*, int Options::*, bool Options::*, std::uint64_t Options::*, Metric Options::*>;
+using Member =
+    std::variant<float Options::*, int Options::*, bool Options::*, std::uint64_t Options::*, Metric Options::*, Goal Options::*>;
 struct Field {
   const char* name;
   Member member;
@@ -30,6 +31,7 @@ const Field kFields[] = {
     {"recent_tokens", &Options::recent_tokens},
     {"recluster_tokens", &Options::recluster_tokens},
     {"min_context", &Options::min_context},
+    {"goal", &Options::goal},
     {"spread", &Options::spread},
     {"joint", &Options::joint},
     {"verify", &Options::verify},
@@ -43,6 +45,7 @@ const Field kFields[] = {
 };
 const char* const kModes[] = {"tactic", "paper", "full", "stock"};
 const char* const kMetrics[] = {"query", "diagonal", "l2"};
+const char* const kGoals[] = {"mass", "error"};
 
 [[noreturn]] void reject(const std::string& name, const std::string& value, const std::string& expected) {
   throw Error(Status::invalid_argument, name + " is '" + value + "', must be " + expected);
@@ -81,6 +84,7 @@ struct Assign {
   void operator()(bool Options::*m) const { options.*m = flag(name, value); }
   void operator()(std::uint64_t Options::*m) const { options.*m = number<std::uint64_t>(name, value, "a whole number"); }
   void operator()(Metric Options::*m) const { options.*m = static_cast<Metric>(choice(name, value, kMetrics)); }
+  void operator()(Goal Options::*m) const { options.*m = static_cast<Goal>(choice(name, value, kGoals)); }
 };
 
 struct Print {
@@ -94,6 +98,7 @@ struct Print {
   std::string operator()(bool Options::*m) const { return options.*m ? "1" : "0"; }
   std::string operator()(std::uint64_t Options::*m) const { return std::to_string(options.*m); }
   std::string operator()(Metric Options::*m) const { return kMetrics[static_cast<int>(options.*m)]; }
+  std::string operator()(Goal Options::*m) const { return kGoals[static_cast<int>(options.*m)]; }
 };
 
 const Field* find(const std::string& name) {
@@ -127,6 +132,8 @@ void Settings::set(const std::string& name, const std::string& value) {
     next.log_ = bounded(name, value, 0, 2);
   } else if (name == "max_rows") {
     next.max_rows_ = bounded(name, value, 1, kMaxRows);
+  } else if (name == "huge_pages") {
+    next.huge_pages_ = flag(name, value);
   } else if (find(name) != nullptr) {
     next.chosen_[name] = value;
   } else {
@@ -141,13 +148,14 @@ std::optional<std::string> Settings::get(const std::string& name) const {
   if (name == "method") return kModes[static_cast<int>(mode_)];
   if (name == "log") return std::to_string(log_);
   if (name == "max_rows") return std::to_string(max_rows_);
+  if (name == "huge_pages") return huge_pages_ ? "1" : "0";
   const Field* field = find(name);
   if (field == nullptr) return std::nullopt;
   return std::visit(Print{options_}, field->member);
 }
 
 Settings Settings::from_environment(std::vector<std::string>& complaints) {
-  std::vector<std::string> names = {"log", "method", "max_rows"};
+  std::vector<std::string> names = {"log", "method", "max_rows", "huge_pages"};
   for (const Field& field : kFields) names.emplace_back(field.name);
   Settings settings;
   // Twice: a limit of one setting may depend on another (recluster_tokens on cluster_size) that comes later in the table.

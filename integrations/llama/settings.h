@@ -27,6 +27,7 @@ class Settings {
   const Options& options() const { return options_; }
   int log() const { return log_; }
   int max_rows() const { return max_rows_; }
+  bool huge_pages() const { return huge_pages_; }           // ask for huge pages behind the engine's cache
   std::uint64_t generation() const { return generation_; }  // grows with every change
 
   static constexpr int kMaxRows = 16;
@@ -42,6 +43,7 @@ class Settings {
   // Rows of one sequence in a decode node (speculative verification): computed one after the other, so beyond a few the
   // engine's own kernel, which shares K and V between rows, is faster.
   int max_rows_ = 8;
+  bool huge_pages_ = true;
   std::uint64_t generation_ = 1;
 };
 
