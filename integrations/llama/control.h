@@ -76,7 +76,8 @@ typedef struct tactic_llama_control {
 
   /* Names and values as in the environment, docs/llama.md, in lower case without TACTIC_: set("method", "paper"),
    * set("mass", "0.9"), set("cluster_size", "32"). Takes effect with the next llama_decode(). method: tactic, paper, full, or
-   * stock (the engine's own attention). "tactic" and "paper" bring their own defaults for options that were not set by name. */
+   * stock (the engine's own attention). "tactic" and "paper" bring their own defaults for options that were not set by name.
+   * set("preset", "tactic" or "paper") forgets what was set by name, the environment's included: that pipeline's defaults. */
   int (*set)(const char* name, const char* value);
   /* The value as text, or NULL for an unknown name. Valid until the next call from the same thread. */
   const char* (*get)(const char* name);

@@ -44,6 +44,7 @@ const Field kFields[] = {
     {"fit_second", &Options::fit_second},
 };
 const char* const kModes[] = {"tactic", "paper", "full", "stock"};
+const char* const kPresets[] = {"tactic", "paper"};
 const char* const kMetrics[] = {"query", "diagonal", "l2"};
 const char* const kGoals[] = {"mass", "error"};
 
@@ -128,6 +129,9 @@ void Settings::set(const std::string& name, const std::string& value) {
   if (name == "method") {
     next.mode_ = static_cast<Mode>(choice(name, value, kModes));
     if (next.mode_ == Mode::tactic || next.mode_ == Mode::paper) next.paper_ = next.mode_ == Mode::paper;
+  } else if (name == "preset") {
+    next.paper_ = choice(name, value, kPresets) == 1;
+    next.chosen_.clear();
   } else if (name == "log") {
     next.log_ = bounded(name, value, 0, 2);
   } else if (name == "max_rows") {

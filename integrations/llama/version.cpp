@@ -7,7 +7,7 @@ namespace tactic::llama {
 namespace {
 
 // Versions whose internal headers this source was compiled against and whose engine ran the tests.
-const char* const kKnown[] = {"0.25.1", "0.25.3"};
+const char* const kKnown[] = {"0.25.3"};
 
 }  // namespace
 
@@ -17,7 +17,7 @@ const char* refusal(const std::string& ggml_version) {
   for (const char* known : kKnown) {
     if (release == known) return nullptr;
   }
-  return "this build knows ggml 0.25.1 and 0.25.3; the engine runs its own attention. Use a matching llama.cpp or rebuild the "
+  return "this build knows ggml 0.25.3; the engine runs its own attention. Use a matching llama.cpp or rebuild the "
          "plug-in "
          "with its headers";
 }
