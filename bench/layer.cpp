@@ -22,6 +22,7 @@
 #include "bench/limits.h"
 #include "core/half.h"
 #include "decode/decode.h"
+#include "sequence/sequence.h"
 
 namespace tactic::bench {
 namespace {
@@ -339,6 +340,35 @@ void run_layer(benchmark::State& state, Case c) {
   state.counters["attend_us"] = attend / n;
 }
 
+// The pause of a further segment of 2048 tokens behind a prompt, tables rebuilt: what a decode step that reclusters adds in a
+// layer.
+void run_recluster(benchmark::State& state, Case c) {
+  const auto team = make_thread_team(0);
+  const WorkspacePtr workspace = make_workspace();
+  Layers layers(c, *team);
+  SequenceConfig config;
+  config.layers = 1;
+  config.shape = c.shape;
+  config.params.scale = 1 / std::sqrt(static_cast<float>(c.shape.head_dim));
+  config.rotary.layout = Rotary::Layout::none;
+  config.options.segment_tokens = 8192;
+  Sequence prompt(config);
+  prompt.observe(0, layers.query(0, 0).q, Layers::kSteps, static_cast<std::int64_t>(c.shape.q_heads) * c.shape.head_dim,
+                 c.shape.head_dim);
+  KvView kv = layers.view(0);
+  kv.tokens = c.tokens - config.options.recluster_tokens;
+  prompt.update(*team, *workspace, 0, kv, true);
+  kv.tokens = c.tokens;
+  double longest = 0;
+  for (auto unused : state) {
+    Sequence grown = prompt;
+    const UpdateReport report = grown.update(*team, *workspace, 0, kv, true);
+    state.SetIterationTime(report.seconds);
+    longest = std::max(longest, report.seconds);
+  }
+  state.counters["longest_ms"] = longest * 1e3;
+}
+
 void register_all() {
   const Shape big{32, 8, 128, 128};
   std::vector<Case> cases;
@@ -349,6 +379,13 @@ void register_all() {
   }
   cases.push_back({"layer/9q3kv/d64/8K/share0.08", {9, 3, 64, 64}, 8192, 30, 0.08});
   if (std::getenv("TACTIC_BENCH_DUMP") != nullptr) cases.push_back({"layer/dump", {}, 0, 0, 0});
+  for (const std::int64_t tokens : {32768, 131072}) {
+    const Case c{"recluster/32q8kv/d128/" + std::to_string(tokens / 1024) + "K", big, tokens, 1, 0};
+    benchmark::RegisterBenchmark(c.name.c_str(), [c](benchmark::State& state) { run_recluster(state, c); })
+        ->UseManualTime()
+        ->Iterations(20)
+        ->Unit(benchmark::kMillisecond);
+  }
   for (const Case& c : cases) {
     benchmark::RegisterBenchmark(c.name.c_str(), [c](benchmark::State& state) { run_layer(state, c); })
         ->UseManualTime()

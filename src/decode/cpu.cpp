@@ -13,14 +13,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Times of the phases, written by worker 0 at the barriers.
-struct PhaseTimes {
-  Clock::time_point at[8];
-  int count = 0;
-  void mark() { at[count++] = Clock::now(); }
-  double us(int phase) const { return std::chrono::duration<double, std::micro>(at[phase + 1] - at[phase]).count(); }
-};
-
 double row_bytes(const KvView& kv) {
   return static_cast<double>(static_cast<std::size_t>(kv.k.dim) * size_of(kv.k.type) +
                              static_cast<std::size_t>(kv.v.dim) * size_of(kv.v.type));
@@ -37,18 +29,6 @@ double metadata_bytes(const SparseStep& step, int kv_head) {
   const double scalars = step.options.method == Method::paper ? 4 : 8;  // size; spread
   const double tail = step.head(kv_head).tail_count * (step.query.shape.v_head_dim + 4.0);
   return bytes + scalars * table.count + tail;
-}
-
-// What the workers' clocks say of how a phase's wall time divides.
-double first_share(const Workspace& workspace, int workers, TwoParts WorkerClock::*phase) {
-  double first = 0;
-  double all = 0;
-  for (int w = 0; w < workers; ++w) {
-    const TwoParts& parts = workspace.clocks[static_cast<std::size_t>(w)].*phase;
-    first += parts.first;
-    all += parts.first + parts.second;
-  }
-  return all > 0 ? first / all : 1;
 }
 
 void mark_range(std::uint64_t* bits, std::int64_t first, std::int64_t last) {
@@ -86,64 +66,38 @@ void report_sparse(const SparseStep& step, StepReport& report) {
   }
 }
 
-// Tokens that a head attended, for studies: rebuilt from its lists, since the phases clear their bitmaps.
-void report_tokens(const SparseStep& step, bool first_round, StepReport& report) {
-  const std::int64_t words = step.words();
-  for (int h = 0; h < step.query.shape.kv_heads; ++h) {
-    std::uint64_t* bits = report.token_bits.data() + h * words;
-    const HeadWork& work = step.head(h);
-    if (first_round) {
-      std::fill_n(bits, words, 0);
-      mark_range(bits, 0, step.index.first());
-      mark_range(bits, step.index.last(), step.kv.tokens);
-      if (work.dense) mark_range(bits, step.index.first(), step.index.last());
-    }
-    if (work.dense) continue;
-    for (std::int64_t i = 0; i < work.count; ++i) {
-      const std::int32_t t = work.ids[static_cast<std::size_t>(i)];
-      bits[t / 64] |= std::uint64_t{1} << (t % 64);
-    }
+// Wall time of the two phases, divided as the workers' clocks say.
+void report_times(const Workspace& workspace, int workers, double rank_us, double flow_us, StepReport& report) {
+  WorkerClock sum;
+  for (int w = 0; w < workers; ++w) {
+    const WorkerClock& clock = workspace.clocks[static_cast<std::size_t>(w)];
+    sum.rank += clock.rank;
+    sum.fixed += clock.fixed;
+    sum.estimate += clock.estimate;
+    sum.list += clock.list;
+    sum.attend += clock.attend;
   }
+  const double ranking = rank_us / std::max(sum.rank + sum.fixed, 1e-9);
+  const double flowing = flow_us / std::max(sum.estimate + sum.list + sum.attend, 1e-9);
+  report.rank_us = sum.rank * ranking;
+  report.estimate_us = sum.estimate * flowing;
+  report.union_us = sum.list * flowing;
+  report.attend_us = sum.fixed * ranking + sum.attend * flowing;
 }
 
 void run_sparse(Team& team, const SparseStep& step, StepReport* report) {
-  Workspace& workspace = step.workspace;
-  const bool verify = step.options.method == Method::tactic && step.options.verify;
-  const bool report_bits = report != nullptr && !report->token_bits.empty();
-  PhaseTimes times;
+  const auto start = Clock::now();
+  auto ranked = start;
   team.run([&](Worker& worker) {
-    const bool lead = worker.rank() == 0;
-    const auto phase_end = [&] {
-      worker.barrier();
-      if (lead) times.mark();
-    };
-    if (lead) times.mark();
     rank_phase(worker, step);
-    phase_end();
-    choose_phase(worker, step);
-    phase_end();
-    if (lead && report_bits) report_tokens(step, true, *report);
-    attend_phase(worker, step, true);
-    phase_end();
-    if (verify) {
-      verify_phase(worker, step);
-      phase_end();
-      if (lead && report_bits) report_tokens(step, false, *report);
-      attend_phase(worker, step, false);
-      phase_end();
-    }
-    finish_phase(worker, step);
+    worker.barrier();
+    if (worker.rank() == 0) ranked = Clock::now();
+    flow_phase(worker, step, report);
   });
   if (report == nullptr) return;
-  times.mark();
   report_sparse(step, *report);
-  const double rank_share = first_share(workspace, team.size(), &WorkerClock::rank);
-  const double choose_share = first_share(workspace, team.size(), &WorkerClock::choose);
-  report->rank_us = times.us(0) * rank_share;
-  report->estimate_us = times.us(1) * choose_share + (verify ? times.us(3) : 0);
-  report->union_us = times.us(1) * (1 - choose_share);
-  report->attend_us = times.us(0) * (1 - rank_share) + times.us(2);
-  for (int phase = verify ? 4 : 3; phase + 1 < times.count; ++phase) report->attend_us += times.us(phase);
+  const auto us = [](Clock::duration time) { return std::chrono::duration<double, std::micro>(time).count(); };
+  report_times(step.workspace, team.size(), us(ranked - start), us(Clock::now() - ranked), *report);
 }
 
 }  // namespace

@@ -136,7 +136,7 @@ void rank_phase(Worker& worker, const SparseStep& step) {
   const auto start = Clock::now();
   const Shape& shape = step.query.shape;
   int first_task = 0;
-  for (int task = step.workspace.take(Task::rank), h = 0; h < shape.kv_heads;) {
+  for (int task = step.workspace.next_column.fetch_add(1, std::memory_order_relaxed), h = 0; h < shape.kv_heads;) {
     const HeadTable& table = step.table(h);
     const int tasks = (table.count + kRankColumns - 1) / kRankColumns;
     if (task >= first_task + tasks) {
@@ -146,154 +146,134 @@ void rank_phase(Worker& worker, const SparseStep& step) {
     }
     const int column = (task - first_task) * kRankColumns;
     score_centroids(step.query, h, table, column, std::min(column + kRankColumns, table.count), step.head(h).logits.data());
-    task = step.workspace.take(Task::rank);
+    task = step.workspace.next_column.fetch_add(1, std::memory_order_relaxed);
   }
   const auto ranked = Clock::now();
   attend_fixed(worker, step);
-  step.workspace.clocks[static_cast<std::size_t>(worker.rank())].rank = {microseconds(start, ranked),
-                                                                         microseconds(ranked, Clock::now())};
+  step.workspace.clocks[static_cast<std::size_t>(worker.rank())] = {.rank = microseconds(start, ranked),
+                                                                    .fixed = microseconds(ranked, Clock::now())};
 }
 
-void choose_phase(Worker& worker, const SparseStep& step) {
-  const int kv_heads = step.query.shape.kv_heads;
-  const auto rank = static_cast<std::size_t>(worker.rank());
-  SelectScratch& scratch = step.workspace.scratch[rank];
-  TwoParts clock;
-  for (int h; (h = step.workspace.take(Task::choose)) < kv_heads;) {
-    const auto start = Clock::now();
-    HeadWork& work = step.head(h);
-    work.attended = work.sampled = work.count = 0;
-    work.tail_count = work.first_choice = work.all_choices = 0;
-    work.dense = !step.index.margin.empty() && step.index.margin[static_cast<std::size_t>(h)] < 0;
-    if (work.dense) {
-      work.count = step.index.last() - step.index.first();
-      std::fill_n(work.covered, step.query.shape.group(), 1.0f);
-      continue;
-    }
-    set_reference(step, h, worker.size());
-    if (step.options.method == Method::paper) {
-      PaperReport report;
-      choose_paper(step.query, step.kv, h, step.table(h), work.logits.data(), work.fixed, work.reference, step.options,
-                   work.bits.data(), work.budget, work.covered, &report, scratch);
-      work.sampled = report.sampled;
-    } else {
-      choose_tactic(step, h, scratch);
-    }
-    const auto chosen = Clock::now();
-    if (step.options.method == Method::paper) {
-      work.count = take_tokens(work.bits.data(), step.words(), work.ids.data());
-    } else {
-      list_tokens(step, work, step.table(h), {work.list.data(), static_cast<std::size_t>(work.first_choice)});
-    }
-    clock.first += microseconds(start, chosen);
-    clock.second += microseconds(chosen, Clock::now());
+void choose_head(const SparseStep& step, int kv_head, int rank, int workers, WorkerClock& clock) {
+  SelectScratch& scratch = step.workspace.scratch[static_cast<std::size_t>(rank)];
+  const auto start = Clock::now();
+  HeadWork& work = step.head(kv_head);
+  work.attended = work.sampled = work.count = 0;
+  work.tail_count = work.first_choice = work.all_choices = 0;
+  work.dense = !step.index.margin.empty() && step.index.margin[static_cast<std::size_t>(kv_head)] < 0;
+  if (work.dense) {
+    work.count = step.index.last() - step.index.first();
+    std::fill_n(work.covered, step.query.shape.group(), 1.0f);
+    return;
   }
-  step.workspace.clocks[rank].choose = clock;
-}
-
-void attend_phase(Worker& worker, const SparseStep& step, bool first_round) {
-  const Shape& shape = step.query.shape;
-  Workspace& workspace = step.workspace;
-  const bool keep_logits = first_round && step.options.method == Method::tactic && step.options.verify;
-  std::int64_t total = 0;
-  for (int h = 0; h < shape.kv_heads; ++h) total += step.head(h).count;
-  const auto [first, last] = worker.share(total);
-  std::int64_t begin = 0;
-  for (int h = 0; h < shape.kv_heads; ++h) {
-    HeadWork& work = step.head(h);
-    const std::int64_t from = std::max(first, begin) - begin;
-    const std::int64_t to = std::min(last, begin + work.count) - begin;
-    begin += work.count;
-    if (from >= to) continue;
-    const TokenList list =
-        work.dense ? TokenList{nullptr, step.index.first() + from, to - from} : TokenList{work.ids.data() + from, 0, to - from};
-    const int head = h * shape.group();
-    const Partial piece = workspace.pieces.at(worker.rank(), head);
-    float* logits = keep_logits && !work.dense ? work.token_logits.data() + from : nullptr;
-    attend_list(step.query, step.kv, h, list, piece, logits, work.token_stride);
-    merge(workspace.fixed.at(worker.rank(), head), piece, shape.group(), shape.v_head_dim);
+  const HeadTable& table = step.table(kv_head);
+  set_reference(step, kv_head, workers);
+  const bool paper = step.options.method == Method::paper;
+  if (paper) {
+    PaperReport report;
+    choose_paper(step.query, step.kv, kv_head, table, work.logits.data(), work.fixed, work.reference, step.options,
+                 work.bits.data(), work.budget, work.covered, &report, scratch);
+    work.sampled = report.sampled;
+  } else {
+    choose_tactic(step, kv_head, scratch);
   }
+  const auto chosen = Clock::now();
+  if (paper) {
+    work.count = take_tokens(work.bits.data(), step.words(), work.ids.data());
+  } else {
+    list_tokens(step, work, table, {work.list.data(), static_cast<std::size_t>(work.first_choice)});
+  }
+  clock.estimate += microseconds(start, chosen);
+  clock.list += microseconds(chosen, Clock::now());
 }
 
-void verify_phase(Worker& worker, const SparseStep& step) {
-  const int kv_heads = step.query.shape.kv_heads;
+void attend_piece(const SparseStep& step, int kv_head, int round, std::int64_t first, std::int64_t count, int slot) {
+  const HeadWork& work = step.head(kv_head);
+  const TokenList list =
+      work.dense ? TokenList{nullptr, step.index.first() + first, count} : TokenList{work.ids.data() + first, 0, count};
+  const bool keep_logits = round == 0 && !work.dense && step.verifies();
+  float* logits = keep_logits ? step.head(kv_head).token_logits.data() + first : nullptr;
+  attend_list(step.query, step.kv, kv_head, list, step.workspace.pieces.at(slot, kv_head * step.query.shape.group()), logits,
+              work.token_stride);
+}
+
+void verify_head(const SparseStep& step, int kv_head, int rank, WorkerClock& clock) {
+  const auto start = Clock::now();
   const int group = step.query.shape.group();
-  SelectScratch& scratch = step.workspace.scratch[static_cast<std::size_t>(worker.rank())];
-  for (int h; (h = step.workspace.take(Task::verify)) < kv_heads;) {
-    HeadWork& work = step.head(h);
-    work.attended += work.count;
-    if (work.dense || work.first_choice == 0) {
-      work.count = 0;
-      continue;
-    }
-    const HeadTable& table = step.table(h);
-    const std::span<const std::int32_t> chosen{work.list.data(), static_cast<std::size_t>(work.first_choice)};
-    sum_exact_masses(table, group, {work.ids.data(), static_cast<std::size_t>(work.count)}, work.token_logits.data(),
-                     work.token_stride, work.reference, chosen, work.exact.data(), scratch);
-    float factor[kMaxGroup];
-    std::fill_n(factor, group, 1.0f);
-    if (step.options.tail_factor) tail_factors(table, group, work.mass.data(), work.exact.data(), chosen, factor, scratch);
-    for (int g = 0; g < group; ++g) {
-      float* mass = work.mass.data() + static_cast<std::int64_t>(g) * table.stride;
-      const float* exact = work.exact.data() + static_cast<std::int64_t>(g) * table.stride;
-      if (factor[g] != 1.0f) {
-        for (int c = 0; c < table.count; ++c) mass[c] *= factor[g];
-      }
-      for (const std::int32_t c : chosen) mass[c] = exact[c];
-    }
-    const int added = choose_clusters(step, table, work, work.first_choice, scratch);
-    work.all_choices = work.first_choice + added;
-    list_tokens(step, work, table, {work.list.data() + work.first_choice, static_cast<std::size_t>(added)});
+  SelectScratch& scratch = step.workspace.scratch[static_cast<std::size_t>(rank)];
+  HeadWork& work = step.head(kv_head);
+  work.attended += work.count;
+  if (work.dense || work.first_choice == 0) {
+    work.count = 0;
+    return;
   }
+  const HeadTable& table = step.table(kv_head);
+  const std::span<const std::int32_t> chosen{work.list.data(), static_cast<std::size_t>(work.first_choice)};
+  sum_exact_masses(table, group, {work.ids.data(), static_cast<std::size_t>(work.count)}, work.token_logits.data(),
+                   work.token_stride, work.reference, chosen, work.exact.data(), scratch);
+  float factor[kMaxGroup];
+  std::fill_n(factor, group, 1.0f);
+  if (step.options.tail_factor) tail_factors(table, group, work.mass.data(), work.exact.data(), chosen, factor, scratch);
+  for (int g = 0; g < group; ++g) {
+    float* mass = work.mass.data() + static_cast<std::int64_t>(g) * table.stride;
+    const float* exact = work.exact.data() + static_cast<std::int64_t>(g) * table.stride;
+    if (factor[g] != 1.0f) {
+      for (int c = 0; c < table.count; ++c) mass[c] *= factor[g];
+    }
+    for (const std::int32_t c : chosen) mass[c] = exact[c];
+  }
+  const int added = choose_clusters(step, table, work, work.first_choice, scratch);
+  work.all_choices = work.first_choice + added;
+  list_tokens(step, work, table, {work.list.data() + work.first_choice, static_cast<std::size_t>(added)});
+  clock.estimate += microseconds(start, Clock::now());
 }
 
-void finish_phase(Worker& worker, const SparseStep& step) {
+void finish_head(const SparseStep& step, int kv_head, int rank, int workers, std::span<const int> slots) {
   const Shape& shape = step.query.shape;
   const int group = shape.group();
   Workspace& workspace = step.workspace;
-  SelectScratch& scratch = workspace.scratch[static_cast<std::size_t>(worker.rank())];
-  for (int h; (h = workspace.take(Task::finish)) < shape.kv_heads;) {
-    HeadWork& work = step.head(h);
-    work.attended += work.count;
-    const int head = h * group;
-    const Partial out = workspace.result.at(0, head);
-    const Partial own = workspace.fixed.at(0, head);
-    std::copy_n(own.output, group * shape.v_head_dim, out.output);
-    std::copy_n(own.maximum, group, out.maximum);
-    std::copy_n(own.sum, group, out.sum);
-    for (int w = 1; w < worker.size(); ++w) merge(out, workspace.fixed.at(w, head), group, shape.v_head_dim);
-    if (step.options.method != Method::tactic || step.options.tail_clusters == 0 || work.dense) continue;
+  SelectScratch& scratch = workspace.scratch[static_cast<std::size_t>(rank)];
+  HeadWork& work = step.head(kv_head);
+  work.attended += work.count;
+  const int head = kv_head * group;
+  const Partial out = workspace.result.at(0, head);
+  const Partial own = workspace.fixed.at(0, head);
+  std::copy_n(own.output, group * shape.v_head_dim, out.output);
+  std::copy_n(own.maximum, group, out.maximum);
+  std::copy_n(own.sum, group, out.sum);
+  for (int w = 1; w < workers; ++w) merge(out, workspace.fixed.at(w, head), group, shape.v_head_dim);
+  for (const int slot : slots) merge(out, workspace.pieces.at(slot, head), group, shape.v_head_dim);
+  if (step.options.method != Method::tactic || step.options.tail_clusters == 0 || work.dense) return;
 
-    const HeadTable& table = step.table(h);
-    float total[kMaxGroup];
-    for (int g = 0; g < group; ++g) {
-      const float* mass = work.mass.data() + static_cast<std::int64_t>(g) * table.stride;
-      total[g] = work.fixed[g] + sum_of(mass, table.count);
-    }
-    work.tail_count = choose_tail(table, group, work.logits.data(), step.options.spread ? work.half.data() : nullptr,
-                                  work.reference, total, work.chosen.data(), step.options.tail_clusters, work.tail_list.data(),
-                                  work.tail_weights.data(), scratch, step.query.params.softcap);
-    if (by_loss(step.options)) {
-      work.tail_count = keep_worthy_tail(group, total, loss_per_row(step.options.mass),
-                                         {work.tail_list.data(), static_cast<std::size_t>(work.tail_count)},
-                                         work.tail_weights.data(), step.options.tail_clusters);
-    }
-    // add_tail works on the scale of `reference`; the larger of the two maxima keeps every factor at most one.
-    for (int g = 0; g < group; ++g) {
-      const float top = std::max(out.maximum[g], work.reference[g]);
-      const float keep = std::exp(out.maximum[g] - top);
-      if (keep != 1.0f) {
-        for (int i = 0; i < shape.v_head_dim; ++i) out.output[g * shape.v_head_dim + i] *= keep;
-        out.sum[g] *= keep;
-      }
-      out.maximum[g] = top;
-      const float shift = std::exp(work.reference[g] - top);
-      for (int i = 0; i < work.tail_count; ++i)
-        work.tail_weights[static_cast<std::size_t>(g * step.options.tail_clusters + i)] *= shift;
-    }
-    add_tail(table, group, shape.v_head_dim, {work.tail_list.data(), static_cast<std::size_t>(work.tail_count)},
-             work.tail_weights.data(), step.options.tail_clusters, out);
+  const HeadTable& table = step.table(kv_head);
+  float total[kMaxGroup];
+  for (int g = 0; g < group; ++g) {
+    const float* mass = work.mass.data() + static_cast<std::int64_t>(g) * table.stride;
+    total[g] = work.fixed[g] + sum_of(mass, table.count);
   }
+  work.tail_count = choose_tail(table, group, work.logits.data(), step.options.spread ? work.half.data() : nullptr,
+                                work.reference, total, work.chosen.data(), step.options.tail_clusters, work.tail_list.data(),
+                                work.tail_weights.data(), scratch, step.query.params.softcap);
+  if (by_loss(step.options)) {
+    work.tail_count = keep_worthy_tail(group, total, loss_per_row(step.options.mass),
+                                       {work.tail_list.data(), static_cast<std::size_t>(work.tail_count)},
+                                       work.tail_weights.data(), step.options.tail_clusters);
+  }
+  // add_tail works on the scale of `reference`; the larger of the two maxima keeps every factor at most one.
+  for (int g = 0; g < group; ++g) {
+    const float top = std::max(out.maximum[g], work.reference[g]);
+    const float keep = std::exp(out.maximum[g] - top);
+    if (keep != 1.0f) {
+      for (int i = 0; i < shape.v_head_dim; ++i) out.output[g * shape.v_head_dim + i] *= keep;
+      out.sum[g] *= keep;
+    }
+    out.maximum[g] = top;
+    const float shift = std::exp(work.reference[g] - top);
+    for (int i = 0; i < work.tail_count; ++i)
+      work.tail_weights[static_cast<std::size_t>(g * step.options.tail_clusters + i)] *= shift;
+  }
+  add_tail(table, group, shape.v_head_dim, {work.tail_list.data(), static_cast<std::size_t>(work.tail_count)},
+           work.tail_weights.data(), step.options.tail_clusters, out);
 }
 
 }  // namespace tactic

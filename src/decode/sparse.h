@@ -1,4 +1,4 @@
-// The phases of a sparse step, each SPMD over the team; the caller places the barriers between them.
+// The parts of a sparse step.
 #pragma once
 
 #include "decode/workspace.h"
@@ -13,25 +13,31 @@ struct SparseStep {
   const Options& options;
   Workspace& workspace;
 
+  bool verifies() const { return options.method == Method::tactic && options.verify; }
   std::int64_t words() const { return (kv.tokens + 63) / 64; }
   HeadWork& head(int kv_head) const { return workspace.heads[static_cast<std::size_t>(kv_head)]; }
   const HeadTable& table(int kv_head) const { return index.tables[static_cast<std::size_t>(kv_head)]; }
 };
 
-// Centroid logits of all KV heads; then always-attended tokens (before the first segment, after the last) into workspace.fixed.
+// SPMD: centroid logits of all KV heads; then always-attended tokens (before the first segment, after the last) into
+// workspace.fixed. The caller places a barrier behind it.
 void rank_phase(Worker& worker, const SparseStep& step);
 
-// Per KV head: masses, choice, list of tokens. Sets HeadWork up for attend_phase.
-void choose_phase(Worker& worker, const SparseStep& step);
+// SPMD, behind the barrier: everything else, into workspace.result. No barrier inside (see flow.cpp).
+void flow_phase(Worker& worker, const SparseStep& step, StepReport* report);
 
-// Attends the lists of all KV heads, split into equal pieces of tokens, and adds them to workspace.fixed's slot of the worker.
-// Writes token logits where verify needs them.
-void attend_phase(Worker& worker, const SparseStep& step, bool first_round);
+// ---- one KV head at a time, each called by one worker ----
 
-// Per KV head: exact masses of the chosen, tail factors, one more choice; the lists become what was added.
-void verify_phase(Worker& worker, const SparseStep& step);
+// Masses, choice, list of tokens: HeadWork's ids and count.
+void choose_head(const SparseStep& step, int kv_head, int rank, int workers, WorkerClock& clock);
 
-// Per KV head: merge of all workers' partials, tail, into workspace.result.
-void finish_phase(Worker& worker, const SparseStep& step);
+// Attends ids [first, first + count) into a slot of workspace.pieces; writes token logits where verify needs them.
+void attend_piece(const SparseStep& step, int kv_head, int round, std::int64_t first, std::int64_t count, int slot);
+
+// Exact masses of the chosen, tail factors, one more choice; the list becomes what was added.
+void verify_head(const SparseStep& step, int kv_head, int rank, WorkerClock& clock);
+
+// Merges all workers' fixed tokens, the pieces in the given slots, and the tail into workspace.result.
+void finish_head(const SparseStep& step, int kv_head, int rank, int workers, std::span<const int> slots);
 
 }  // namespace tactic

@@ -54,11 +54,21 @@ void Workspace::reserve(int workers, const Query& query, const KvView& kv, const
   if (scratch.size() < static_cast<std::size_t>(workers)) scratch.resize(static_cast<std::size_t>(workers));
   if (clocks.size() < static_cast<std::size_t>(workers)) clocks.resize(static_cast<std::size_t>(workers));
   fixed.reserve(workers, shape.q_heads, shape.v_head_dim);
-  pieces.reserve(workers, shape.q_heads, shape.v_head_dim);
+  pieces.reserve(std::max(workers, 2 * pieces_of(workers)), shape.q_heads, shape.v_head_dim);
   result.reserve(1, shape.q_heads, shape.v_head_dim);
   if (index == nullptr) return;
 
-  for (TaskCounter& task : tasks) task.next.store(0, std::memory_order_relaxed);
+  next_column.store(0, std::memory_order_relaxed);
+  next_head.store(0, std::memory_order_relaxed);
+  finished_heads.store(0, std::memory_order_relaxed);
+  if (flows.size() < static_cast<std::size_t>(shape.kv_heads))
+    flows = std::vector<HeadFlow>(static_cast<std::size_t>(shape.kv_heads));
+  for (HeadFlow& flow : flows) {
+    flow.round.store(-1, std::memory_order_relaxed);
+    flow.next.store(0, std::memory_order_relaxed);
+    flow.done.store(0, std::memory_order_relaxed);
+    flow.pieces[0] = flow.pieces[1] = 0;
+  }
   if (heads.size() < static_cast<std::size_t>(shape.kv_heads)) heads.resize(static_cast<std::size_t>(shape.kv_heads));
   const auto group = static_cast<std::size_t>(shape.group());
   for (int h = 0; h < shape.kv_heads; ++h) {

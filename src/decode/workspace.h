@@ -1,6 +1,7 @@
 // Scratch of a decode step: everything that phases of a step hand to each other. Grown before the team starts, kept after.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <vector>
@@ -53,21 +54,29 @@ struct HeadWork {
   int tail_count = 0;
 };
 
-// Microseconds that one worker spent in the two parts of a phase, to split the phase's wall time by.
-struct TwoParts {
-  double first = 0;
-  double second = 0;
-};
+// Microseconds that one worker spent in the stages of a step.
 struct alignas(64) WorkerClock {
-  TwoParts rank;    // centroids; always-attended tokens
-  TwoParts choose;  // masses and choice; lists of tokens
+  double rank = 0;      // centroids
+  double fixed = 0;     // always-attended tokens
+  double estimate = 0;  // masses, choice, verify
+  double list = 0;      // lists of tokens
+  double attend = 0;    // chosen tokens, merges, tail
 };
 
-// The phases that hand out KV heads or columns one by one.
-enum class Task { rank, choose, verify, finish, count };
-struct alignas(64) TaskCounter {
-  std::atomic<int> next{0};
+// How far a KV head has come in a step; the rest of the team reads it while its worker goes on (see flow.cpp).
+struct alignas(64) HeadFlow {
+  std::atomic<int> round{-1};  // 0, 1: the list whose pieces may be taken; kFinished behind the last
+  std::atomic<int> next{0};    // round * kRoundPieces + number of the next piece
+  std::atomic<int> done{0};    // pieces of the round that are attended
+  int pieces[2] = {0, 0};      // of the rounds' lists
+  std::int64_t piece_tokens = 0;
+  static constexpr int kFinished = 2;
+  static constexpr int kRoundPieces = 1 << 16;
 };
+
+// Pieces that a KV head's list is cut into: two for each worker, so that the last ones even out; more would pay more merges.
+constexpr int kMostPieces = 256;
+inline int pieces_of(int workers) { return workers == 1 ? 1 : std::min(2 * workers, kMostPieces); }
 
 class Workspace {
  public:
@@ -75,11 +84,12 @@ class Workspace {
   std::vector<SelectScratch> scratch;  // [workers]
   std::vector<WorkerClock> clocks;     // [workers]
   PartialSet fixed;                    // slots: workers; heads: q_heads
-  PartialSet pieces;                   // slots: workers; heads: q_heads; a worker's piece of a KV head's list
+  PartialSet pieces;                   // slots: two rounds of pieces_of(workers); heads: q_heads
   PartialSet result;                   // one slot, q_heads
-  TaskCounter tasks[static_cast<int>(Task::count)];
-
-  int take(Task task) { return tasks[static_cast<int>(task)].next.fetch_add(1, std::memory_order_relaxed); }
+  std::vector<HeadFlow> flows;         // [kv_heads]
+  std::atomic<int> next_column{0};     // task of rank_phase
+  std::atomic<int> next_head{0};       // to choose
+  std::atomic<int> finished_heads{0};
 
   void reserve(int workers, const Query& query, const KvView& kv, const LayerIndex* index, const Options& options);
 };
