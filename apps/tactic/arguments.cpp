@@ -80,6 +80,11 @@ CLI::App* add_run(CLI::App& program, RunOptions& options) {
   command->add_option("--rounds", options.rounds, "of the comparison; a step's time is its best")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
+  command
+      ->add_option("--context", options.session.context,
+                   "most tokens of document, question and answer; 0: all that the model has")
+      ->check(CLI::Range(0, 1 << 26))
+      ->capture_default_str();
   add_truncate(command, options.session.truncate);
   command->add_option(
       "--cache", options.session.cache,

@@ -212,11 +212,14 @@ Context::Context(const Model& model, const ContextOptions& options) : batch_(opt
 }
 
 bool Context::decode(std::span<const Token> tokens, const std::function<void(std::size_t)>& on_progress) {
+  // Equal batches: a last one of a few tokens would count as decoding to the plug-in.
+  const auto most = static_cast<std::size_t>(batch_);
+  const std::size_t batches = (tokens.size() + most - 1) / most;
   std::size_t done = 0;
-  while (done < tokens.size()) {
+  for (std::size_t batch = 0; batch < batches; ++batch) {
     if (interrupted()) return false;
     Tokens part(tokens.begin() + static_cast<std::ptrdiff_t>(done),
-                tokens.begin() + static_cast<std::ptrdiff_t>(std::min(tokens.size(), done + static_cast<std::size_t>(batch_))));
+                tokens.begin() + static_cast<std::ptrdiff_t>(tokens.size() * (batch + 1) / batches));
     const int failed = llama_decode(context_.get(), llama_batch_get_one(part.data(), static_cast<std::int32_t>(part.size())));
     if (failed == 2) return false;
     if (failed != 0) {

@@ -54,12 +54,10 @@ void Plugin::set(const char* name, const std::string& value) const {
 }
 
 void Plugin::use(const MethodOptions& options) {
-  if (options.method == "tactic" || options.method == "paper") {
-    set("preset", options.method);
-    set("mass", fmt::format("{}", options.mass));
-    if (options.cluster_size > 0) set("cluster_size", std::to_string(options.cluster_size));
-  }
-  set("method", options.method);
+  set("method", options.method);  // tactic and paper also choose that pipeline's values for all that is not set
+  if (options.method != "tactic" && options.method != "paper") return;
+  set("mass", fmt::format("{}", options.mass));
+  if (options.cluster_size > 0) set("cluster_size", std::to_string(options.cluster_size));
 }
 
 std::uint64_t Plugin::cluster_options() const {

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <string_view>
 #include <utility>
 
@@ -41,17 +42,18 @@ void append(Tokens& to, const Tokens& more) { to.insert(to.end(), more.begin(), 
 
 }  // namespace
 
-Prompt make_prompt(const Model& model, const std::string& document, const std::string& question, int answer, Truncate truncate) {
+Prompt make_prompt(const Model& model, const std::string& document, const std::string& question, int context, int answer,
+                   Truncate truncate) {
   const Frame frame = chat_frame(model);
   Prompt prompt;
   prompt.kept = model.tokenise(frame.before, true, true);
   prompt.closing = model.tokenise("\n\n" + question, false, false);
   append(prompt.closing, model.tokenise(frame.after, false, true));
-  const std::int64_t context = model.shape().trained_context;
+  const int trained = model.shape().trained_context;
+  const std::int64_t room = context > 0 ? std::min(context, trained) : trained;
   const auto reserved = static_cast<std::int64_t>(prompt.size()) + answer;
   Tokens text = model.tokenise(document, false, false);
-  append(prompt.kept,
-         fit_document(std::move(text), context - reserved, truncate, model.tokenise("\n[...]\n", false, false), context));
+  append(prompt.kept, fit_document(std::move(text), room - reserved, truncate, model.tokenise("\n[...]\n", false, false), room));
   return prompt;
 }
 

@@ -17,8 +17,9 @@ struct Prompt {
 };
 
 // The model's own chat template where the engine knows it, else plain text. Special tokens written in document or question stay
-// text. `answer`: tokens to leave room for. Throws Error(invalid_argument) when it doesn't fit the model's context (see
-// fit_document).
-Prompt make_prompt(const Model& model, const std::string& document, const std::string& question, int answer, Truncate truncate);
+// text. `context`: most tokens of all, at most the model's; 0: the model's. `answer`: tokens to leave room for. Throws
+// Error(invalid_argument) when it doesn't fit the model's context (see fit_document).
+Prompt make_prompt(const Model& model, const std::string& document, const std::string& question, int context, int answer,
+                   Truncate truncate);
 
 }  // namespace tactic::program

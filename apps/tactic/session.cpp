@@ -28,7 +28,7 @@ Session::Session(const SessionOptions& options)
     plugin_->use({.method = "stock"});
   }
   load_model();
-  prompt_ = make_prompt(*model_, document, options_.question, options_.tokens, options_.truncate);
+  prompt_ = make_prompt(*model_, document, options_.question, options_.context, options_.tokens, options_.truncate);
   // One more for the token that makes the plug-in cluster and one that a comparison warms up with.
   context_tokens_ = static_cast<int>(prompt_.size()) + options_.tokens + 2;
   context_.emplace(*model_, ContextOptions{.tokens = context_tokens_, .threads = threads_});
@@ -62,6 +62,7 @@ void Session::read_document() {
       return;
     }
   }
+  if (plugin_ && clusters()) plugin_->use(options_.method);  // it watches the queries of the last tokens: they shape the clusters
   prefill(prompt_.kept, "document");
   report_.document_prefill_seconds = report_.prefill_seconds;
   if (cache_) {
@@ -81,19 +82,29 @@ void Session::prefill(const Tokens& tokens, const char* what) {
   progress.finish();
 }
 
+bool Session::clusters() const { return options_.method.method == "tactic" || options_.method.method == "paper"; }
+
 // The clusters are those of the kept part alone, so that they serve every question.
 void Session::cluster(std::uint64_t key) {
-  const bool clusters = options_.method.method == "tactic" || options_.method.method == "paper";
-  if (!plugin_ || !clusters) return;
+  if (!plugin_ || !clusters()) return;
   plugin_->use(options_.method);
   const std::string path = cache_ ? cache_->index_path(key, plugin_->cluster_options()) : "";
   if (cache_ && report_.cached_tokens > 0 && std::filesystem::exists(path)) {
     plugin_->load_index(path);
-    return;
+  } else {
+    if (report_.cached_tokens > 0) show_last_queries();
+    cluster_now();
+    if (cache_) plugin_->save_index(path);
   }
-  cluster_now();
-  if (cache_) plugin_->save_index(path);
   plugin_->use({.method = "stock"});  // the question is read with the engine's own attention
+}
+
+// The cache has K and V but no queries: the last tokens once more, for the plug-in to see theirs.
+void Session::show_last_queries() {
+  const std::span<const Token> kept(prompt_.kept);
+  const std::size_t count = std::min<std::size_t>(kept.size() - 1, QueryMoment::kWindow);
+  context_->truncate(static_cast<int>(kept.size() - count));
+  if (!context_->decode(kept.last(count))) throw Interrupted{};
 }
 
 void Session::cluster_now() {

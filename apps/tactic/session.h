@@ -20,6 +20,7 @@ struct SessionOptions {
   int tokens = 128;  // of the answer
   MethodOptions method;
   Truncate truncate = Truncate::none;
+  int context = 0;  // most tokens of prompt and answer; 0: all that the model has
   int threads = 0;  // 0: one per core
   bool use_cache = true;
   std::string cache;   // folder; empty: the default one
@@ -54,10 +55,12 @@ class Session {
   int context_tokens() const { return context_tokens_; }
 
  private:
+  bool clusters() const;  // the method has clusters
   void load_model();
   void read_document();
   void prefill(const Tokens& tokens, const char* what);
   void cluster(std::uint64_t key);
+  void show_last_queries();
   void cluster_now();
 
   SessionOptions options_;

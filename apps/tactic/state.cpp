@@ -1,6 +1,7 @@
 // The engine's saved state of a sequence, from the layout of flash attention to that of plain attention.
 //
-// The layout (llama.cpp 0.5.0, src/llama-kv-cache.cpp, state_write), little endian, once per cache of the model:
+// The layout (llama.cpp 0.5.0, src/llama-context.cpp and src/llama-kv-cache.cpp, state_write), little endian: u32 magic, i32
+// sequence, then once per cache of the model:
 //   u32 streams, for each: u32 cells (none: the stream ends here), for each cell: i32 position, u32 sequences = 1, i32 sequence;
 //   u32 v_trans, u32 layers;
 //   for each layer: i32 K type, u64 K row bytes, K [cells, row];
@@ -18,7 +19,8 @@
 namespace tactic::program {
 namespace {
 
-constexpr std::uint32_t kMost = 1u << 28;  // cells or layers: more is damage, and would overflow sizes
+constexpr std::uint32_t kMagic = 0xaf143cd8;  // of a saved sequence
+constexpr std::uint32_t kMost = 1u << 28;     // cells or layers: more is damage, and would overflow sizes
 
 class Copier {
  public:
@@ -127,6 +129,9 @@ void convert_stream(Copier& copier) {
 
 std::vector<std::uint8_t> transpose_v(std::span<const std::uint8_t> state) {
   Copier copier(state);
+  check(copier.copy<std::uint32_t>() == kMagic);
+  copier.copy<std::int32_t>();
+  check(!copier.done());
   while (!copier.done()) {
     const auto streams = copier.copy<std::uint32_t>();
     check(streams == 1);  // one sequence is one stream

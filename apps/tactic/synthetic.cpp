@@ -21,7 +21,8 @@ namespace {
 constexpr int kKinds = 4096;
 constexpr int kRecent = 64;
 // How strongly queries lean to the newest tokens for each unit of recent_mass: found by trial, 32K tokens, head dim 128.
-constexpr double kTowardRecent = 4;
+constexpr double kTowardRecent = 1.8;
+constexpr int kSinkTrials = 8;  // queries that the sink is fitted with
 
 using Random = std::mt19937_64;
 
@@ -135,16 +136,25 @@ std::vector<double> query_from(const HeadModel& head, std::span<const double> w)
   return q;
 }
 
-// The sink's key: the logits that the mean query gives it hold sink_mass beside n log-normal ones.
-void place_sink(const SyntheticSpec& spec, const HeadModel& head, std::span<const double> mean_query,
-                std::span<std::uint16_t> key) {
-  const double share = spec.statistics.sink_mass / (1 - spec.statistics.sink_mass);
-  const double others = std::log(static_cast<double>(spec.tokens)) + head.logit_deviation * head.logit_deviation / 2;
-  const double length = dot(mean_query, mean_query);
-  const double logit = others + std::log(share) + dot(mean_query, head.mean) / std::sqrt(static_cast<double>(key.size()));
-  for (std::size_t i = 0; i < key.size(); ++i) {
-    key[i] = float_to_half(static_cast<float>(logit * std::sqrt(static_cast<double>(key.size())) * mean_query[i] / length));
+// Mean mass over some queries of a token whose logit is `length` times the query's part along `direction`.
+struct SinkTrial {
+  double scale_root;                   // root of the head dim
+  std::vector<std::vector<double>> q;  // [trials, dim]
+  std::vector<double> others;          // [trials] log of the sum of exp(logit) over the other tokens
+  std::span<const double> direction;
+
+  double mass(double length) const {
+    double sum = 0;
+    for (std::size_t i = 0; i < q.size(); ++i) sum += 1 / (1 + std::exp(others[i] - length * dot(q[i], direction) / scale_root));
+    return sum / static_cast<double>(q.size());
   }
+};
+
+double log_sum(const std::vector<double>& logits) {
+  const double top = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const double logit : logits) sum += std::exp(logit - top);
+  return top + std::log(sum);
 }
 
 }  // namespace
@@ -160,12 +170,14 @@ class HeadFiller {
   void fill() {
     fill_keys();
     fill_queries();
-    place_sink(spec_, head_, mean_query_, std::span(layer_.k).subspan(at_ * dim_, dim_));
+    place_sink();
   }
 
  private:
   void fill_keys();
   void fill_queries();
+  void place_sink();
+  std::vector<double> query(int row, std::size_t g) const;
 
   const SyntheticSpec& spec_;
   SyntheticLayer& layer_;
@@ -214,6 +226,35 @@ void HeadFiller::fill_queries() {
       }
     }
   }
+}
+
+std::vector<double> HeadFiller::query(int row, std::size_t g) const {
+  const auto group = static_cast<std::size_t>(spec_.shape.group());
+  const std::size_t at = (static_cast<std::size_t>(row * spec_.shape.q_heads) + at_ * group + g) * dim_;
+  return {layer_.q.begin() + static_cast<std::ptrdiff_t>(at), layer_.q.begin() + static_cast<std::ptrdiff_t>(at + dim_)};
+}
+
+// The first token's key lies along the mean query, as long as gives it the wanted mass.
+void HeadFiller::place_sink() {
+  const auto heads = static_cast<std::size_t>(spec_.shape.kv_heads);
+  const double length = std::sqrt(dot(mean_query_, mean_query_));
+  for (double& x : mean_query_) x /= length;
+  SinkTrial trial{.scale_root = std::sqrt(static_cast<double>(dim_)), .q = {}, .others = {}, .direction = mean_query_};
+  for (int i = 0; i < kSinkTrials; ++i) {
+    trial.q.push_back(query(i * (spec_.queries - 1) / kSinkTrials, static_cast<std::size_t>(i % spec_.shape.group())));
+    std::vector<double> logits;
+    for (std::size_t t = 1; t < static_cast<std::size_t>(spec_.tokens); ++t) {
+      const std::uint16_t* key = layer_.k.data() + (t * heads + at_) * dim_;
+      double sum = 0;
+      for (std::size_t j = 0; j < dim_; ++j) sum += trial.q.back()[j] * static_cast<double>(half_to_float(key[j]));
+      logits.push_back(sum / trial.scale_root);
+    }
+    trial.others.push_back(log_sum(logits));
+  }
+  double low = 0;
+  double high = 1000;
+  for (int i = 0; i < 40; ++i) (trial.mass((low + high) / 2) < spec_.statistics.sink_mass ? low : high) = (low + high) / 2;
+  for (std::size_t j = 0; j < dim_; ++j) layer_.k[at_ * dim_ + j] = float_to_half(static_cast<float>(low * mean_query_[j]));
 }
 
 }  // namespace
