@@ -36,7 +36,10 @@ class Stream {
     std::fflush(stdout);
     pending_.erase(0, ready);
   }
-  void end() const { std::fputs("\n", stdout); }
+  void end() const {
+    std::fputs("\n", stdout);
+    std::fflush(stdout);
+  }
 
  private:
   std::string pending_;
