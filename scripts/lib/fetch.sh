@@ -83,7 +83,7 @@ make_jargon() {
 }
 make_bible() {  # one verse a line, as the package's own reader prints them
   local folder
-  fetch_set text
+  fetch_set bible
   folder=$(mktemp -d "$CACHE/texts/.bible-XXXXXX")
   for name in bible-kjv_4.38 bible-kjv-text_4.38 libreadline8_8.2-1.3; do dpkg-deb -x "$CACHE/downloads/$name" "$folder"; done
   (cd "$folder/usr/lib" && LD_LIBRARY_PATH=$folder/lib/x86_64-linux-gnu:$folder/usr/lib/x86_64-linux-gnu \
