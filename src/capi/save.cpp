@@ -34,7 +34,7 @@ class Sink final : public std::streambuf {
   std::streamsize xsputn(const char* bytes, std::streamsize count) override {
     const auto n = static_cast<std::size_t>(count);
     if (buffer_ != nullptr && n > capacity_ - size_) return 0;
-    if (buffer_ != nullptr) std::memcpy(buffer_ + size_, bytes, n);
+    if (buffer_ != nullptr && n > 0) std::memcpy(buffer_ + size_, bytes, n);
     size_ += n;
     return count;
   }

@@ -13,9 +13,12 @@ inline std::atomic<std::int64_t> news{0};
 }  // namespace tactic::test
 
 namespace tactic::test::detail {
-inline void* counted(std::size_t size, std::size_t alignment) {
+inline void* counted_or_null(std::size_t size, std::size_t alignment) noexcept {
   ++news;
-  void* p = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+  return std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+}
+inline void* counted(std::size_t size, std::size_t alignment) {
+  void* p = counted_or_null(size, alignment);
   if (p == nullptr) throw std::bad_alloc();
   return p;
 }
@@ -28,6 +31,10 @@ void* operator new(std::size_t size, std::align_val_t a) {
 }
 void* operator new[](std::size_t size, std::align_val_t a) {
   return tactic::test::detail::counted(size, static_cast<std::size_t>(a));
+}
+// std::stable_sort's buffer; AddressSanitizer's own would not match our delete.
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return tactic::test::detail::counted_or_null(size, alignof(std::max_align_t));
 }
 void operator delete(void* p) noexcept { std::free(p); }
 void operator delete[](void* p) noexcept { std::free(p); }
