@@ -89,6 +89,13 @@ typedef enum tactic_metric {
   TACTIC_METRIC_L2 = 2        /* the paper's */
 } tactic_metric;
 
+/* What TACTIC_METHOD_TACTIC spends rows for (docs/how-it-works.md). */
+typedef enum tactic_goal {
+  TACTIC_GOAL_MASS = 0, /* every query head attends to tokens that hold P of its mass */
+  TACTIC_GOAL_ERROR = 1 /* the output errs as little as if P of the mass were attended; clusters whose mean V stands for them
+                           well are not read */
+} tactic_goal;
+
 typedef struct tactic_options {
   size_t size;    /* of this struct */
   int32_t method; /* tactic_method */
@@ -112,11 +119,12 @@ typedef struct tactic_options {
   int32_t min_context;      /* shorter contexts run dense, >= 0; default 1024 */
 
   /* choice of TACTIC_METHOD_TACTIC; switches are 0 or 1 */
+  int32_t goal;          /* tactic_goal; default error. Promise keeps a promise about mass: with it the goal is mass */
   int32_t spread;        /* masses by the clusters' spread, else by centroid alone; default 1 */
   int32_t joint;         /* choose for all heads of a group at once, else each alone and the union; default 1 */
   int32_t verify;        /* correct the estimates by what was attended, extend once; default 1 */
   int32_t tail_factor;   /* carry the correction over to the rest; only with verify; default 1 */
-  int32_t tail_clusters; /* heaviest dropped clusters that join by their mean V, 0 .. 65536; default 128 */
+  int32_t tail_clusters; /* most dropped clusters that join by their mean V, where worth its bytes, 0 .. 65536; default 512 */
   int32_t promise;       /* probe each KV head and give badly clustered ones a margin, or run them dense; default 0 */
 
   /* choice of TACTIC_METHOD_PAPER (Algorithm 1), shares of the tokens in ranked order */
@@ -124,6 +132,8 @@ typedef struct tactic_options {
   float fit_window; /* each of the two windows, [0, 0.5]; default 0.01 */
   float fit_first;  /* place of the first window, [0, 1]; default 0.10 */
   float fit_second; /* place of the second, (fit_first, 1]; default 0.60 */
+
+  int32_t reserved; /* 0: keeps the size a multiple of 8 */
 } tactic_options;
 
 /* Fills the first `size` bytes with the defaults; size = sizeof(tactic_options). */

@@ -42,6 +42,7 @@ inline void check_length(const char* name, std::size_t length, std::size_t neede
 
 enum class method : std::int32_t { tactic = TACTIC_METHOD_TACTIC, paper = TACTIC_METHOD_PAPER, full = TACTIC_METHOD_FULL };
 enum class metric : std::int32_t { query = TACTIC_METRIC_QUERY, diagonal = TACTIC_METRIC_DIAGONAL, l2 = TACTIC_METRIC_L2 };
+enum class goal : std::int32_t { mass = TACTIC_GOAL_MASS, error = TACTIC_GOAL_ERROR };
 enum class dtype : std::int32_t { f32 = TACTIC_F32, f16 = TACTIC_F16, bf16 = TACTIC_BF16 };
 
 // tactic_options with the same fields, ranges and defaults.
@@ -59,11 +60,12 @@ struct options {
   std::int32_t recent_tokens = 64;
   std::int32_t recluster_tokens = 2048;
   std::int32_t min_context = 1024;
+  goal aim = goal::error;  // tactic_options.goal
   bool spread = true;
   bool joint = true;
   bool verify = true;
   bool tail_factor = true;
-  std::int32_t tail_clusters = 128;
+  std::int32_t tail_clusters = 512;
   bool promise = false;
   float fit_head = 0.02f;
   float fit_window = 0.01f;
@@ -92,6 +94,7 @@ struct options {
     o.recent_tokens = c.recent_tokens;
     o.recluster_tokens = c.recluster_tokens;
     o.min_context = c.min_context;
+    o.aim = static_cast<goal>(c.goal);
     o.spread = c.spread != 0;
     o.joint = c.joint != 0;
     o.verify = c.verify != 0;
@@ -121,6 +124,7 @@ struct options {
     c.recent_tokens = recent_tokens;
     c.recluster_tokens = recluster_tokens;
     c.min_context = min_context;
+    c.goal = static_cast<std::int32_t>(aim);
     c.spread = spread ? 1 : 0;
     c.joint = joint ? 1 : 0;
     c.verify = verify ? 1 : 0;

@@ -71,6 +71,7 @@ tactic_options to_c(const Options& o) {
   c.recent_tokens = o.recent_tokens;
   c.recluster_tokens = o.recluster_tokens;
   c.min_context = o.min_context;
+  c.goal = static_cast<std::int32_t>(o.goal);
   c.spread = o.spread ? 1 : 0;
   c.joint = o.joint ? 1 : 0;
   c.verify = o.verify ? 1 : 0;
@@ -102,6 +103,8 @@ Options to_core(const tactic_options& c) {
   o.recent_tokens = c.recent_tokens;
   o.recluster_tokens = c.recluster_tokens;
   o.min_context = c.min_context;
+  check_range("options.goal", c.goal, TACTIC_GOAL_MASS, TACTIC_GOAL_ERROR);
+  o.goal = static_cast<Goal>(c.goal);
   o.spread = to_switch("spread", c.spread);
   o.joint = to_switch("joint", c.joint);
   o.verify = to_switch("verify", c.verify);

@@ -43,12 +43,12 @@ struct Options {
   int min_context = 1024;       // shorter contexts run dense: there is nothing to win
 
   // ---- choosing, `tactic` (estimation.md 2) ----
-  Goal goal = Goal::mass;
+  Goal goal = Goal::error;  // promise keeps a promise about mass: with it the goal is mass
   bool spread = true;       // log-normal cluster masses by spread; else by centroid alone
   bool joint = true;        // choose for the G heads at once by the lambda rule; else each for itself, then the union
   bool verify = true;       // correct the estimates by what was attended and extend once
   bool tail_factor = true;  // scale the estimates of the rest by exact / estimated of the faintest chosen; only with verify
-  int tail_clusters = 128;  // heaviest dropped clusters that join by their mean V, 0 .. 65536; 0: none
+  int tail_clusters = 512;  // most dropped clusters that join by their mean V, where worth its bytes, 0 .. 65536; 0: none
   bool promise = false;     // probe each KV head near the prompt's end and give badly clustered ones a margin, or run them dense
 
   // ---- choosing, `paper` (Algorithm 1) ----

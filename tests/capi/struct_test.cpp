@@ -41,6 +41,7 @@ TEST(Structs, OptionsInitGivesTheCoresDefaults) {
   EXPECT_EQ(o.method, TACTIC_METHOD_TACTIC);
   EXPECT_EQ(o.mass, core.mass);
   EXPECT_EQ(o.cluster_size, core.cluster_size);
+  EXPECT_EQ(o.goal, static_cast<std::int32_t>(core.goal));
   EXPECT_EQ(o.tail_clusters, core.tail_clusters);
   EXPECT_EQ(o.seed, core.seed);
   EXPECT_EQ(o.fit_second, core.fit_second);
@@ -71,6 +72,7 @@ TEST(Structs, EveryOptionReachesTheSequenceAndComesBack) {
   o.recent_tokens = 65;
   o.recluster_tokens = 4000;
   o.min_context = 2000;
+  o.goal = TACTIC_GOAL_MASS;
   o.spread = o.joint = o.verify = o.tail_factor = 0;
   o.tail_clusters = 3;
   o.promise = 1;

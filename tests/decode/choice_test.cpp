@@ -15,6 +15,7 @@ Options options_of(float mass) {
   o.min_context = 256;
   o.cluster_size = 16;
   o.mass = mass;
+  o.goal = Goal::mass;
   o.tail_clusters = 0;
   return o;
 }

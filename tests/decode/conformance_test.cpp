@@ -70,6 +70,7 @@ TEST_P(Conformance, CpuStepIsTheReferenceStep) {
   options.min_context = 256;
   options.cluster_size = 16;
   options.tail_clusters = 16;
+  options.goal = Goal::mass;
   spec.kv.shape = {6, 2, 64, 64};
   GetParam().change(spec, options);
   LayerCase layer(spec);
@@ -99,6 +100,13 @@ INSTANTIATE_TEST_SUITE_P(
     Variants, Conformance,
     testing::Values(
         Variant{"tactic", [](LayerSpec&, Options&) {}}, Variant{"no_spread", [](LayerSpec&, Options& o) { o.spread = false; }},
+        Variant{"by_error", [](LayerSpec&, Options& o) { o.goal = Goal::error; }},
+        Variant{"by_error_low_mass", [](LayerSpec&, Options& o) { o.goal = Goal::error, o.mass = 0.3f; }},
+        Variant{"by_error_no_verify", [](LayerSpec&, Options& o) { o.goal = Goal::error, o.verify = o.tail_factor = false; }},
+        Variant{"by_error_no_spread", [](LayerSpec&, Options& o) { o.goal = Goal::error, o.spread = false; }},
+        Variant{"by_error_no_tail", [](LayerSpec&, Options& o) { o.goal = Goal::error, o.tail_clusters = 0; }},
+        Variant{"by_error_segments", [](LayerSpec& s, Options& o) { o.goal = Goal::error, s.segments = 3; }},
+        Variant{"by_error_softcap", [](LayerSpec&, Options& o) { o.goal = Goal::error; }},
         Variant{"no_joint", [](LayerSpec&, Options& o) { o.joint = false; }},
         Variant{"no_verify", [](LayerSpec&, Options& o) { o.verify = o.tail_factor = false; }},
         Variant{"no_tail_factor", [](LayerSpec&, Options& o) { o.tail_factor = false; }},

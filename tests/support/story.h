@@ -96,6 +96,7 @@ inline Options small_options() {
   o.min_context = 512;
   o.recluster_tokens = 256;
   o.tail_clusters = 16;
+  o.goal = Goal::mass;
   return o;
 }
 
