@@ -24,6 +24,7 @@ struct LossTask {
   const float* ripple;       // [G, stride]
   float inverse[kMaxGroup];  // 1 / total
   float loss_per_row;
+  const std::uint8_t* chosen;  // [stride]
 };
 
 constexpr float kRippleExponent = 5.0f;
@@ -67,7 +68,7 @@ void ripple_row(const HeadTable& table, const float* logits, float h, float soft
   }
 }
 
-// Numbers of the clusters that are worth their rows, chosen or not, to list. Returns how many.
+// Numbers of the clusters that are worth their rows and not chosen yet, to list. Returns how many.
 int worthy(const LossTask& task, std::int32_t* list) {
   const hn::ScalableTag<float> d;
   const int lanes = static_cast<int>(hn::Lanes(d));
@@ -85,7 +86,7 @@ int worthy(const LossTask& task, std::int32_t* list) {
     if (hn::AllFalse(d, hn::Gt(loss, price))) continue;
     hn::Store(hn::Sub(loss, price), d, excess);
     for (int i = 0; i < lanes; ++i) {
-      if (excess[i] > 0) list[found++] = c + i;
+      if (excess[i] > 0 && task.chosen[c + i] == 0) list[found++] = c + i;
     }
   }
   return found;
@@ -126,7 +127,7 @@ void representation_ripple(const HeadTable& table, int group, const float* logit
 
 int choose_by_loss(const HeadTable& table, int group, const float* mass, const float* ripple, const float* fixed,
                    float loss_per_row, std::uint8_t* chosen, std::int32_t* list, float* covered) {
-  LossTask task{&table, group, mass, ripple, {}, loss_per_row};
+  LossTask task{&table, group, mass, ripple, {}, loss_per_row, chosen};
   const auto sum = TACTIC_PICK(row_sum);
   bool sound = true;
   for (int g = 0; g < group; ++g) {
@@ -137,13 +138,8 @@ int choose_by_loss(const HeadTable& table, int group, const float* mass, const f
   }
   int added = 0;
   if (sound) {
-    const int found = TACTIC_PICK(worthy)(task, list);
-    for (int i = 0; i < found; ++i) {
-      const std::int32_t c = list[i];
-      if (chosen[c] != 0) continue;
-      chosen[c] = 1;
-      list[added++] = c;
-    }
+    added = TACTIC_PICK(worthy)(task, list);
+    for (int i = 0; i < added; ++i) chosen[list[i]] = 1;
   } else {
     for (std::int32_t c = 0; c < table.count; ++c) {
       if (chosen[c] != 0) continue;

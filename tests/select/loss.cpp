@@ -75,6 +75,19 @@ TEST_P(Loss, OnlyAdds) {
   EXPECT_NEAR(out.covered[0], 1.0f, 1e-6);
 }
 
+TEST_P(Loss, WritesNoMoreThanTheUnchosen) {
+  const HeadTable table = table_of_sizes({1, 1, 1, 1});
+  const auto mass = rows(table, {{10, 10, 10, 10}});
+  const auto ripple = rows(table, {{1, 1, 1, 1}});
+  const float fixed = 0;
+  float covered = 0;
+  std::vector<std::uint8_t> chosen(static_cast<std::size_t>(table.stride), 0);
+  chosen[0] = chosen[1] = chosen[3] = 1;
+  std::vector<std::int32_t> list{-1, -7};  // room for one
+  ASSERT_EQ(choose_by_loss(table, 1, mass.data(), ripple.data(), &fixed, .01f, chosen.data(), list.data(), &covered), 1);
+  EXPECT_EQ(list, (std::vector<std::int32_t>{2, -7}));
+}
+
 TEST_P(Loss, AnUnsoundTotalTakesEveryCluster) {
   const HeadTable table = table_of_sizes({1, 2, 3});
   for (const float bad : {NAN, INFINITY}) {
