@@ -1,8 +1,8 @@
 // Which instruction set the CPU kernels run on.
 //
 // A kernel file is compiled once per target by Highway's foreach_target, each copy in its own namespace (N_AVX3, N_AVX2,
-// N_SSE2 or the platform's baseline); Highway's headers alone are used, so nothing of it has to be shipped. The file exposes
-// one table of function pointers per target and picks with active_isa(). See attend/cpu.cpp.
+// or the platform's baseline: one lane on x86); Highway's headers alone are used, so nothing of it has to be shipped. The file
+// exposes one table of function pointers per target and picks with active_isa(). See attend/cpu.cpp.
 #pragma once
 
 #include <cstdint>
