@@ -58,15 +58,15 @@ enum class AdaRule : std::int32_t {
 struct BaselineOptions {
   Baseline method = Baseline::quest;
   Sharing sharing = Sharing::natural;
-  float mass = 0.9f;      // P of oracle-top-p, in (0, 1]
-  int page_tokens = 16;   // of quest, 1 .. 4096
-  int window = 32;        // newest prompt tokens that score the others and are kept, 1 .. 128
-  int pool_kernel = 7;    // odd, 1 .. 63
+  float mass = 0.9f;     // P of oracle-top-p, in (0, 1]
+  int page_tokens = 16;  // of quest, 1 .. 4096
+  int window = 32;       // newest prompt tokens that score the others and are kept, 1 .. 128
+  int pool_kernel = 7;   // odd, 1 .. 63
   Pool pool = Pool::maximum;
-  int sinks = 4;          // of streamingllm, 0 .. 1024
-  int forced_sinks = 0;   // first tokens that every method keeps, inside the budget, 0 .. 1024
-  int pyramid_beta = 20;  // the top layer keeps B / beta, 1 .. 1000
-  float ada_share = 0.2f; // a of AdaRule, 0 .. 1
+  int sinks = 4;           // of streamingllm, 0 .. 1024
+  int forced_sinks = 0;    // first tokens that every method keeps, inside the budget, 0 .. 1024
+  int pyramid_beta = 20;   // the top layer keeps B / beta, 1 .. 1000
+  float ada_share = 0.2f;  // a of AdaRule, 0 .. 1
   AdaRule ada_rule = AdaRule::code;
 };
 // Throws Error(invalid_argument) with field, value and range.
@@ -126,9 +126,9 @@ class PromptWatch {
  private:
   Shape shape_;
   AttentionParams params_;
-  std::vector<float> ring_;             // [kKept, q_heads, head_dim], token t in slot t % kKept
-  std::int64_t first_ = 0, last_ = 0;   // tokens in the ring
-  std::vector<double> columns_;         // [kv_heads, column_tokens_]
+  std::vector<float> ring_;            // [kKept, q_heads, head_dim], token t in slot t % kKept
+  std::int64_t first_ = 0, last_ = 0;  // tokens in the ring
+  std::vector<double> columns_;        // [kv_heads, column_tokens_]
   std::int64_t column_tokens_ = 0;
 };
 
