@@ -27,4 +27,11 @@ class Error : public std::runtime_error {
   Status status_;
 };
 
+namespace cuda {
+// What a library without CUDA answers to calls for the device.
+[[noreturn]] inline void throw_absent() {
+  throw Error(Status::unsupported, "this library was built without CUDA: configure with -DTACTIC_CUDA=ON (preset cuda)");
+}
+}  // namespace cuda
+
 }  // namespace tactic

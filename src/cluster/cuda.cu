@@ -1,0 +1,2 @@
+// Not written yet: answers like a library without CUDA.
+#include "cluster/cuda_absent.cpp"

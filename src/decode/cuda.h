@@ -1,0 +1,21 @@
+// One decode step of one layer on the device: select, attend, merge, on the caller's stream with the caller's scratch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/device.h"
+#include "core/options.h"
+
+namespace tactic::cuda {
+
+// Bytes of scratch of decode_step, the lists included. One scratch serves all layers of a stream, one after the other. Zeroed
+// once when allocated.
+std::size_t decode_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex* index, const Options& options);
+
+// Attention of one query row per sequence. index null, method full or mass 1: dense. Captures into a graph and replays while
+// lengths, lists, pages and the index' contents change. status [S] device words (device_status).
+void decode_step(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex* index, const Options& options,
+                 const DeviceOutput& output, std::uint32_t* status, void* scratch, DeviceStream stream);
+
+}  // namespace tactic::cuda
