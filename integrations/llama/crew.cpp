@@ -39,7 +39,6 @@ void Crew::muster() {
 void Crew::lead(int size) {
   size_ = size;
   most_ = std::max(most_, size);
-  barrier_.reset(size);
 }
 
 void Crew::publish(const FunctionRef<void(Worker&)>* work) {
@@ -49,10 +48,11 @@ void Crew::publish(const FunctionRef<void(Worker&)>* work) {
 }
 
 void Crew::run(FunctionRef<void(Worker&)> work) {
+  meeting_.begin(size_);
   if (size_ > 1) publish(&work);
-  Worker worker(0, size_, &barrier_);
-  work(worker);
+  meeting_.work(work, 0);
   wait_until([&] { return size_ == 1 || running_.load(std::memory_order_acquire) == 0; });
+  meeting_.end();
 }
 
 void Crew::dismiss() {
@@ -61,15 +61,14 @@ void Crew::dismiss() {
   // work_ must stay null until every follower has read it: the engine's barrier after the node sees to that.
 }
 
-void Crew::follow(int rank, int size) {
+void Crew::follow(int rank) {
   std::uint32_t& seen = seen_[static_cast<std::size_t>(rank)].epoch;
   for (;;) {
     wait_until([&] { return epoch_.load(std::memory_order_acquire) != seen; });
     ++seen;
     const auto* work = work_;
     if (work == nullptr) return;
-    Worker worker(rank, size, &barrier_);
-    (*work)(worker);
+    meeting_.work(*work, rank);
     running_.fetch_sub(1, std::memory_order_release);
   }
 }

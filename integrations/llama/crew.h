@@ -19,8 +19,8 @@ class Crew final : public Team {
   // Rank 0: `size` threads are in this node. Ends with dismiss().
   void lead(int size);
   void dismiss();
-  // Ranks 1 .. size - 1: work until rank 0 dismisses.
-  void follow(int rank, int size);
+  // Ranks 1 .. size - 1: work until rank 0 dismisses. Nothing is thrown into the engine's threads.
+  void follow(int rank);
 
   int size() const override { return size_; }
   void run(FunctionRef<void(Worker&)> work) override;
@@ -32,7 +32,7 @@ class Crew final : public Team {
     std::uint32_t epoch = 0;
   };
   int size_ = 1;
-  Barrier barrier_{1};
+  Meeting meeting_{1};
   std::vector<Seen> seen_ = std::vector<Seen>(GGML_MAX_N_THREADS);  // [rank], each its thread's own
   int most_ = 0;                                                    // ranks that have been used
   alignas(64) std::atomic<std::uint32_t> epoch_{0};

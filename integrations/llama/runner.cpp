@@ -16,7 +16,7 @@ void Runner::enter(ggml_tensor*, int rank, int size, void* data) {
     return;
   }
   if (rank != 0) {
-    runner.crew_.follow(rank, size);
+    runner.crew_.follow(rank);
     return;
   }
   runner.crew_.lead(size);

@@ -12,25 +12,24 @@ constexpr int kMostThreads = 1024;
 // One parallel run: what a worker of the caller's pool needs.
 struct Job {
   const FunctionRef<void(Worker&)>& work;
-  Barrier& barrier;
-  int workers;
+  Meeting& meeting;
   std::atomic<int> finished{0};
 };
 
 extern "C" void tactic_capi_run_worker(void* data, int32_t rank) {
   Job& job = *static_cast<Job*>(data);
-  Worker worker(rank, job.workers, &job.barrier);
-  job.work(worker);
+  job.meeting.work(job.work, rank);
   job.finished.fetch_add(1, std::memory_order_release);
 }
 
 class CallbackTeam final : public Team {
  public:
   CallbackTeam(int workers, tactic_parallel_run parallel_run, void* user)
-      : workers_(workers), parallel_run_(parallel_run), user_(user), barrier_(workers) {}
+      : workers_(workers), parallel_run_(parallel_run), user_(user), meeting_(workers) {}
   int size() const override { return workers_; }
   void run(FunctionRef<void(Worker&)> work) override {
-    Job job{work, barrier_, workers_, {}};
+    meeting_.begin(workers_);
+    Job job{work, meeting_, {}};
     const int32_t refused = parallel_run_(user_, workers_, tactic_capi_run_worker, &job);
     if (refused != 0) {
       throw Error(Status::invalid_state,
@@ -41,13 +40,14 @@ class CallbackTeam final : public Team {
       throw Error(Status::invalid_state, "parallel_run returned after " + std::to_string(finished) + " of " +
                                              std::to_string(workers_) + " workers; it must wait for all of them");
     }
+    meeting_.end();
   }
 
  private:
   int workers_;
   tactic_parallel_run parallel_run_;
   void* user_;
-  Barrier barrier_;
+  Meeting meeting_;
 };
 
 }  // namespace

@@ -28,6 +28,9 @@ constexpr int kSpins = 2000;
 // A barrier inside a step waits for a piece of work of the same step: spin, then give the core away.
 constexpr int kBarrierSpins = 4000;
 
+// Thrown inside a worker whose run another worker ended.
+struct Left {};
+
 class SerialTeam final : public Team {
  public:
   int size() const override { return 1; }
@@ -39,19 +42,16 @@ class SerialTeam final : public Team {
 
 class ThreadTeam final : public Team {
  public:
-  explicit ThreadTeam(int threads) : size_(threads), barrier_(threads) {
+  explicit ThreadTeam(int threads) : size_(threads), meeting_(threads) {
     threads_.reserve(static_cast<std::size_t>(threads) - 1);
-    for (int rank = 1; rank < threads; ++rank) threads_.emplace_back([this, rank] { loop(rank); });
-  }
-  ~ThreadTeam() override {
-    {
-      const std::lock_guard lock(mutex_);
-      stop_ = true;
-      epoch_.fetch_add(1, std::memory_order_release);
+    try {
+      for (int rank = 1; rank < threads; ++rank) threads_.emplace_back([this, rank] { loop(rank); });
+    } catch (...) {  // the system has no more threads
+      stop();
+      throw;
     }
-    wake_.notify_all();
-    for (auto& thread : threads_) thread.join();
   }
+  ~ThreadTeam() override { stop(); }
   ThreadTeam(const ThreadTeam&) = delete;
   ThreadTeam& operator=(const ThreadTeam&) = delete;
 
@@ -59,6 +59,7 @@ class ThreadTeam final : public Team {
 
   void run(FunctionRef<void(Worker&)> work) override {
     work_ = &work;
+    meeting_.begin(size_);
     running_.store(size_ - 1, std::memory_order_relaxed);
     bool asleep = false;
     {
@@ -67,8 +68,7 @@ class ThreadTeam final : public Team {
       asleep = sleeping_ > 0;
     }
     if (asleep) wake_.notify_all();
-    Worker worker(0, size_, &barrier_);
-    work(worker);
+    meeting_.work(work, 0);
     for (int spins = 0; running_.load(std::memory_order_acquire) != 0; ++spins) {
       if (spins < kBarrierSpins) {
         relax();
@@ -76,9 +76,20 @@ class ThreadTeam final : public Team {
         sched_yield();
       }
     }
+    meeting_.end();
   }
 
  private:
+  void stop() {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+      epoch_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    for (auto& thread : threads_) thread.join();
+  }
+
   void loop(int rank) {
     std::uint32_t seen = 0;
     for (;;) {
@@ -91,14 +102,13 @@ class ThreadTeam final : public Team {
       }
       seen = epoch_.load(std::memory_order_acquire);
       if (stop_.load(std::memory_order_acquire)) return;
-      Worker worker(rank, size_, &barrier_);
-      (*work_)(worker);
+      meeting_.work(*work_, rank);
       running_.fetch_sub(1, std::memory_order_release);
     }
   }
 
   int size_;
-  Barrier barrier_;
+  Meeting meeting_;
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable wake_;
@@ -117,20 +127,51 @@ int usable_cores() {
 
 }  // namespace
 
-void Barrier::wait() {
+void Barrier::reset(int size) {
+  size_ = size;
+  waiting_.store(0, std::memory_order_relaxed);
+  broken_.store(false, std::memory_order_relaxed);
+}
+
+bool Barrier::wait() {
   const std::uint32_t phase = phase_.load(std::memory_order_acquire);
   if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
     waiting_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1, std::memory_order_release);
-    return;
+    return true;
   }
   for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+    if (broken()) return false;
     if (spins < kBarrierSpins) {
       relax();
     } else {
       sched_yield();
     }
   }
+  return true;
+}
+
+void Worker::leave() { throw Left{}; }
+
+void Meeting::begin(int size) {
+  size_ = size;
+  barrier_.reset(size);
+  failed_.store(false, std::memory_order_relaxed);
+}
+
+void Meeting::work(FunctionRef<void(Worker&)> task, int rank) noexcept {
+  try {
+    Worker worker(rank, size_, &barrier_);
+    task(worker);
+  } catch (const Left&) {  // the exception that it left for is another worker's
+  } catch (...) {
+    if (!failed_.exchange(true, std::memory_order_acq_rel)) failure_ = std::current_exception();
+    barrier_.break_up();
+  }
+}
+
+void Meeting::end() {
+  if (failed_.load(std::memory_order_acquire)) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 std::unique_ptr<Team> make_serial_team() { return std::make_unique<SerialTeam>(); }

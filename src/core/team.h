@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -34,23 +35,32 @@ class FunctionRef<R(Args...)> {
 class Barrier {
  public:
   explicit Barrier(int size) : size_(size) {}
-  void reset(int size) { size_ = size; }
-  void wait();
+  // Whole again, for `size` threads. Nobody may be inside.
+  void reset(int size);
+  // False: broken; whoever waits leaves, and nobody waits any more.
+  bool wait();
+  void break_up() { broken_.store(true, std::memory_order_release); }
+  bool broken() const { return broken_.load(std::memory_order_acquire); }
 
  private:
   int size_;
   alignas(64) std::atomic<int> waiting_{0};
   alignas(64) std::atomic<std::uint32_t> phase_{0};
+  std::atomic<bool> broken_{false};
 };
 
-// One thread of a running team.
+// One thread of a running team. Another worker's exception takes it out of the work at its next barrier() or check().
 class Worker {
  public:
   Worker(int rank, int size, Barrier* barrier) : rank_(rank), size_(size), barrier_(barrier) {}
   int rank() const { return rank_; }
   int size() const { return size_; }
   void barrier() {
-    if (size_ > 1) barrier_->wait();
+    if (size_ > 1 && !barrier_->wait()) leave();
+  }
+  // For loops that wait for other workers by other means than a barrier.
+  void check() const {
+    if (size_ > 1 && barrier_->broken()) leave();
   }
   // The share [begin, end) of `count` items that is this worker's, in pieces of equal number.
   std::pair<std::int64_t, std::int64_t> share(std::int64_t count) const {
@@ -58,12 +68,31 @@ class Worker {
   }
 
  private:
+  [[noreturn]] static void leave();
+
   int rank_;
   int size_;
   Barrier* barrier_;
 };
 
-// Runs a function on `size()` workers and returns when all are done. Functions must not throw.
+// What the workers of a run share, for implementations of Team: begin(), work() on each thread, and, when all are back, end().
+class Meeting {
+ public:
+  explicit Meeting(int size) : size_(size), barrier_(size) {}
+  void begin(int size);
+  // Keeps the first exception that a worker throws, and takes the others out of the work.
+  void work(FunctionRef<void(Worker&)> task, int rank) noexcept;
+  void end();  // throws the exception that was kept
+
+ private:
+  int size_;
+  Barrier barrier_;
+  std::atomic<bool> failed_{false};
+  std::exception_ptr failure_;
+};
+
+// Runs a function on `size()` workers and returns when all are done. When a worker throws, run() throws the same exception once
+// all have left; what they wrote until then is theirs to clean up, and the team can run again.
 class Team {
  public:
   virtual ~Team() = default;

@@ -88,12 +88,18 @@ void report_times(const Workspace& workspace, int workers, double rank_us, doubl
 void run_sparse(Team& team, const SparseStep& step, StepReport* report) {
   const auto start = Clock::now();
   auto ranked = start;
-  team.run([&](Worker& worker) {
+  const auto phases = [&](Worker& worker) {
     rank_phase(worker, step);
     worker.barrier();
     if (worker.rank() == 0) ranked = Clock::now();
     flow_phase(worker, step, report);
-  });
+  };
+  try {
+    team.run(phases);
+  } catch (...) {
+    step.workspace.heads.clear();  // bits of tokens that no list was made of
+    throw;
+  }
   if (report == nullptr) return;
   report_sparse(step, *report);
   const auto us = [](Clock::duration time) { return std::chrono::duration<double, std::micro>(time).count(); };

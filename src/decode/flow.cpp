@@ -37,7 +37,8 @@ void mark_report(const SparseStep& step, int kv_head, int round, StepReport& rep
 class Flow {
  public:
   Flow(Worker& worker, const SparseStep& step, StepReport* report)
-      : rank_(worker.rank()),
+      : worker_(worker),
+        rank_(worker.rank()),
         workers_(worker.size()),
         step_(step),
         report_(report != nullptr && !report->token_bits.empty() ? report : nullptr),
@@ -55,7 +56,9 @@ class Flow {
       // Each worker begins at another head: their rows lie apart, and the counters are not fought for.
       for (int i = 0; i < heads; ++i) worked |= attend_from((i + rank_ * heads / workers_) % heads);
       if (worked) idle = 0;
-      if (idle > kLooks) std::this_thread::yield();
+      if (idle <= kLooks) continue;
+      worker_.check();  // a head whose worker threw is never finished
+      std::this_thread::yield();
     }
   }
 
@@ -122,6 +125,7 @@ class Flow {
     step_.workspace.finished_heads.fetch_add(1, std::memory_order_release);
   }
 
+  const Worker& worker_;
   int rank_;
   int workers_;
   const SparseStep& step_;

@@ -43,6 +43,8 @@ struct HeadTable {
   Buffer<std::uint16_t> packed16;  // [stride / 16, head_dim, 16]
 };
 HeadTable make_table(std::span<const std::shared_ptr<const Segment>> segments, int kv_head);
+// Of every KV head; none without segments.
+std::vector<HeadTable> make_tables(std::span<const std::shared_ptr<const Segment>> segments);
 
 // ---- rank ------------------------------------------------------------------------------------------------------------
 

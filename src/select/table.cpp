@@ -90,4 +90,12 @@ HeadTable make_table(std::span<const std::shared_ptr<const Segment>> segments, i
   return table;
 }
 
+std::vector<HeadTable> make_tables(std::span<const std::shared_ptr<const Segment>> segments) {
+  std::vector<HeadTable> tables;
+  if (segments.empty()) return tables;
+  const int heads = static_cast<int>(segments.front()->heads.size());
+  for (int h = 0; h < heads; ++h) tables.push_back(make_table(segments, h));
+  return tables;
+}
+
 }  // namespace tactic

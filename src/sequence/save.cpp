@@ -264,7 +264,7 @@ void Sequence::load(std::istream& in) {
     }
   }
   r.finish();
-  for (LayerState& layer : fresh) rebuild_tables(layer);
+  for (LayerState& layer : fresh) layer.index.tables = make_tables(layer.index.segments);
   layers_ = std::move(fresh);
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <new>
 #include <string>
 
 #include "core/error.h"
@@ -29,10 +30,11 @@ Sequence::Sequence(SequenceConfig config) : config_(std::move(config)) {
 }
 
 void Sequence::clear() {
-  layers_.assign(static_cast<std::size_t>(config_.layers), LayerState{});
-  for (LayerState& layer : layers_) {
+  std::vector<LayerState> fresh(static_cast<std::size_t>(config_.layers));
+  for (LayerState& layer : fresh) {
     layer.moments.assign(static_cast<std::size_t>(config_.shape.kv_heads), QueryMoment(config_.shape.head_dim));
   }
+  layers_ = std::move(fresh);
 }
 
 void Sequence::set_options(const Options& options) {
@@ -53,13 +55,13 @@ void Sequence::set_options(const Options& options) {
 void Sequence::observe(int layer, const float* q, int tokens, std::int64_t token_stride, std::int64_t head_stride) {
   LayerState& state = layers_[static_cast<std::size_t>(layer)];
   const Shape& shape = config_.shape;
+  const auto row = static_cast<std::size_t>(shape.q_heads) * static_cast<std::size_t>(shape.head_dim);
+  state.probes.resize(kProbes * row);
   for (int h = 0; h < shape.kv_heads; ++h) {
     state.moments[static_cast<std::size_t>(h)].add(q + h * shape.group() * head_stride, tokens, shape.group(), token_stride,
                                                    head_stride);
   }
   // Probes: the newest tokens, kProbeSpacing apart, so that one call with a long prompt and many calls with one token agree.
-  const auto row = static_cast<std::size_t>(shape.q_heads) * static_cast<std::size_t>(shape.head_dim);
-  state.probes.resize(kProbes * row);
   const int first = std::max(0, tokens - kProbes * kProbeSpacing);
   for (int t = first; t < tokens; ++t) {
     const std::int64_t number = state.observed + t;
@@ -127,14 +129,9 @@ void Sequence::cluster(Team& team, LayerState& state, const KvView& kv, std::int
     segments.push_back(
         build_segment(team, kv, first + waiting * piece / pieces, first + waiting * (piece + 1) / pieces, metrics, how));
   }
+  std::vector<HeadTable> tables = make_tables(segments);
   state.index.segments = std::move(segments);
-  rebuild_tables(state);
-}
-
-void Sequence::rebuild_tables(LayerState& layer) const {
-  layer.index.tables.clear();
-  if (layer.index.segments.empty()) return;
-  for (int h = 0; h < config_.shape.kv_heads; ++h) layer.index.tables.push_back(make_table(layer.index.segments, h));
+  state.index.tables = std::move(tables);
 }
 
 Status Sequence::attend(Team& team, Workspace& workspace, int layer, const float* q, const KvView& kv, const float* sink_logits,
@@ -149,14 +146,19 @@ Status Sequence::attend(Team& team, Workspace& workspace, int layer, const float
   return decode_step(team, workspace, {q, config_.shape, params}, kv, usable, options, out, lse, report);
 }
 
-void Sequence::drop_segments_from(LayerState& layer, std::size_t keep) const {
-  if (layer.index.segments.size() <= keep) return;
-  layer.index.segments.resize(keep);
-  if (keep == 0) {
-    layer.index.margin.clear();
-    layer.probed = false;
+void Sequence::drop_segments_from(LayerState& layer, std::size_t keep) {
+  LayerIndex& index = layer.index;
+  if (index.segments.size() <= keep) return;
+  index.segments.resize(keep);
+  try {
+    index.tables = make_tables(index.segments);
+  } catch (const std::bad_alloc&) {  // the caller's tokens are gone all the same
+    index.segments.clear();
+    index.tables.clear();
   }
-  rebuild_tables(layer);
+  if (!index.segments.empty()) return;
+  index.margin.clear();
+  layer.probed = false;
 }
 
 void Sequence::truncate(std::int64_t tokens) {

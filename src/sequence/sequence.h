@@ -56,7 +56,8 @@ class Sequence {
   Status attend(Team& team, Workspace& workspace, int layer, const float* q, const KvView& kv, const float* sink_logits,
                 float* out, float* lse, StepReport* report, float mass = 0) const;
 
-  // Rolls back to `tokens` tokens: segments that reach past it go; their tokens below it count as recent.
+  // Rolls back to `tokens` tokens: segments that reach past it go; their tokens below it count as recent. Where memory for the
+  // shorter tables is missing, here and in invalidate(), a layer loses all its segments: the next update() clusters it anew.
   void truncate(std::int64_t tokens);
   // Tokens [first, last) changed or vanished: segments that overlap them go, and, since segments are contiguous, all later ones.
   void invalidate(std::int64_t first, std::int64_t last);
@@ -83,8 +84,7 @@ class Sequence {
     bool probed = false;
   };
   void cluster(Team& team, LayerState& state, const KvView& kv, std::int64_t waiting);
-  void drop_segments_from(LayerState& layer, std::size_t keep) const;
-  void rebuild_tables(LayerState& layer) const;
+  static void drop_segments_from(LayerState& layer, std::size_t keep);
 
   SequenceConfig config_;
   std::vector<LayerState> layers_;

@@ -5,7 +5,10 @@
 
 #include <atomic>
 #include <chrono>
+#include <new>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -68,6 +71,44 @@ TEST_P(Teams, WakesAfterItsThreadsWentToSleep) {
     team_->run([&](Worker&) { ++ran; });
   }
   EXPECT_EQ(ran.load(), 3 * GetParam());
+}
+
+// The others wait at a barrier that can't fill any more.
+TEST_P(Teams, AnExceptionOfAnyWorkerReachesTheCallerAndTheTeamRunsOn) {
+  for (int thrower = 0; thrower < GetParam(); ++thrower) {
+    std::atomic<int> after{0};
+    const auto work = [&](Worker& worker) {
+      worker.barrier();
+      if (worker.rank() == thrower) throw std::out_of_range("rank " + std::to_string(thrower));
+      worker.barrier();
+      ++after;
+    };
+    try {
+      team_->run(work);
+      ADD_FAILURE() << "nothing was thrown";
+    } catch (const std::out_of_range& error) {
+      EXPECT_EQ(error.what(), "rank " + std::to_string(thrower));
+    }
+    EXPECT_EQ(after.load(), 0);
+    std::atomic<int> ran{0};
+    team_->run([&](Worker& worker) {
+      worker.barrier();
+      ++ran;
+    });
+    EXPECT_EQ(ran.load(), GetParam());
+  }
+}
+
+TEST_P(Teams, AnExceptionEndsLoopsThatCheck) {
+  EXPECT_THROW(team_->run([&](Worker& worker) {
+    if (worker.rank() == worker.size() - 1) throw std::bad_alloc();
+    for (;;) worker.check();
+  }),
+               std::bad_alloc);
+}
+
+TEST_P(Teams, WhenAllWorkersThrowOneExceptionIsThrown) {
+  EXPECT_THROW(team_->run([&](Worker& worker) { throw worker.rank(); }), int);
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, Teams, testing::Values(1, 2, 3, 9));

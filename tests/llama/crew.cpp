@@ -31,7 +31,7 @@ TEST(LlamaCrew, EveryRankRunsEveryPieceOfWorkAndMeetsAtBarriers) {
           }
           crew.dismiss();
         } else {
-          crew.follow(rank, kSize);
+          crew.follow(rank);
         }
         node_end.wait();
       }
@@ -43,6 +43,26 @@ TEST(LlamaCrew, EveryRankRunsEveryPieceOfWorkAndMeetsAtBarriers) {
   }
   EXPECT_EQ(ran, 2 * kNodes * kRuns * kSize);
   EXPECT_EQ(early, 0);
+}
+
+TEST(LlamaCrew, AnExceptionOfAFollowerReachesTheLeader) {
+  Crew crew;
+  crew.muster();
+  std::thread other([&] { crew.follow(1); });
+  crew.lead(2);
+  EXPECT_THROW(crew.run([&](Worker& worker) {
+    if (worker.rank() == 1) throw std::bad_alloc();
+    worker.barrier();
+  }),
+               std::bad_alloc);
+  int ran = 0;
+  crew.run([&](Worker& worker) {
+    worker.barrier();
+    if (worker.rank() == 0) ++ran;
+  });
+  crew.dismiss();
+  other.join();
+  EXPECT_EQ(ran, 1);
 }
 
 TEST(LlamaCrew, OneThreadWorksAlone) {

@@ -1,4 +1,4 @@
-// The index's size, and that a warm step of a growing sequence allocates nothing between reclusterings.
+// The index's size; a warm step of a growing sequence allocates nothing between reclusterings; what a failed allocation leaves.
 #include <gtest/gtest.h>
 
 #include "support/count_new.h"
@@ -41,6 +41,75 @@ TEST(SequenceAllocation, WarmStepsOfAGrowingSequenceDoNotAllocate) {
     if (n == 1001) before = news.load();
   }
   EXPECT_EQ(news.load() - before, 0);
+}
+
+// Tables fit the segments they are of, so that a step can be taken at all.
+void expect_whole(const Sequence& s) {
+  const LayerIndex& index = s.layer(0);
+  EXPECT_EQ(index.tables.size(), index.segments.empty() ? 0 : static_cast<std::size_t>(s.config().shape.kv_heads));
+  for (const HeadTable& table : index.tables) {
+    EXPECT_EQ(table.parts.size(), index.segments.size());
+    EXPECT_EQ(table.token_count, index.last() - index.first());
+  }
+}
+
+class FailedAllocation : public testing::Test {
+ protected:
+  FailedAllocation() : s_(story_.config(small_options())) {
+    story_.observe(s_, 0, 0, 1400);
+    stage_.update(s_, story_, 1000);
+  }
+  Story story_{{4, 2, 64, 64}, 1500};
+  Sequence s_;
+  Stage stage_{2};
+};
+
+TEST_F(FailedAllocation, OfAnUpdateLeavesTheSequenceAsItWas) {
+  const StepResult before = stage_.attend(s_, story_, 1400);
+  Sequence grown = s_;
+  ASSERT_EQ(stage_.update(grown, story_, 1400).clustered, 256);
+  const StepResult after = stage_.attend(grown, story_, 1400);
+  int failures = 0;
+  for (bool failed = true; failed; ++failures) {
+    Sequence s = s_;
+    try {
+      const FailNew fail(failures);
+      stage_.update(s, story_, 1400);
+      failed = false;
+    } catch (const std::bad_alloc&) {
+      expect_whole(s);
+      expect_same_step(stage_.attend(s, story_, 1400), before);
+      stage_.update(s, story_, 1400);
+    }
+    expect_same_step(stage_.attend(s, story_, 1400), after);
+  }
+  EXPECT_GT(failures, 20);
+}
+
+TEST_F(FailedAllocation, OfATruncationMayCostTheIndexButNeverItsSense) {
+  stage_.update(s_, story_, 1400);
+  ASSERT_EQ(s_.layer(0).segments.size(), 2U);
+  Sequence shorter = s_;
+  shorter.truncate(1100);
+  const StepResult expected = stage_.attend(shorter, story_, 1100);
+  int dropped = 0;
+  for (int number = 0;; ++number) {
+    Sequence s = s_;
+    {
+      const FailNew fail(number);
+      s.truncate(1100);
+    }
+    expect_whole(s);
+    if (!s.layer(0).segments.empty()) {
+      expect_same_step(stage_.attend(s, story_, 1100), expected);
+      break;
+    }
+    ++dropped;
+    EXPECT_EQ(stage_.attend(s, story_, 1100).attended, (std::vector<std::int64_t>{1100, 1100}));
+    EXPECT_GT(stage_.update(s, story_, 1100).clustered, 0);
+    expect_whole(s);
+  }
+  EXPECT_GT(dropped, 5);
 }
 
 }  // namespace

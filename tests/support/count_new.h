@@ -1,4 +1,5 @@
-// Counts calls of operator new: include in one file of a test program, which then replaces the global operators.
+// Counts calls of operator new and lets one of them fail: include in one file of a test program, which then replaces the global
+// operators.
 #pragma once
 
 #include <atomic>
@@ -9,12 +10,22 @@
 namespace tactic::test {
 
 inline std::atomic<std::int64_t> news{0};
+inline std::atomic<std::int64_t> failing_new{-1};  // its number, as `news` counts; -1: none
+
+// While it lives, the allocation with this number (0: the next) fails; others succeed.
+class FailNew {
+ public:
+  explicit FailNew(std::int64_t number) { failing_new = news + number; }
+  ~FailNew() { failing_new = -1; }
+  FailNew(const FailNew&) = delete;
+  FailNew& operator=(const FailNew&) = delete;
+};
 
 }  // namespace tactic::test
 
 namespace tactic::test::detail {
 inline void* counted_or_null(std::size_t size, std::size_t alignment) noexcept {
-  ++news;
+  if (news++ == failing_new) return nullptr;
   return std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
 }
 inline void* counted(std::size_t size, std::size_t alignment) {
