@@ -99,6 +99,14 @@ std::vector<std::int64_t> head_budgets(const BaselineOptions& options, const Bud
 // Checks all layers at once, so that a run fails before its first token.
 void check_budgets(const BaselineOptions& options, const Budget& budget, const Shape& shape, int layers, std::int64_t prompt);
 
+// Queries (post-RoPE, unscaled) of `rows` consecutive tokens: row r, head h at q + r * row_stride + h * head_stride floats.
+struct QueryRows {
+  const float* q = nullptr;
+  int rows = 0;
+  std::int64_t row_stride = 0;
+  std::int64_t head_stride = 0;
+};
+
 // What prefill shows of one layer: the newest queries by token number and, for h2o, the softmax weight each token received from
 // all queries so far.
 class PromptWatch {
@@ -106,11 +114,9 @@ class PromptWatch {
   static constexpr int kKept = 128;  // newest tokens whose queries are kept
   PromptWatch(const Shape& shape, const AttentionParams& params);
 
-  // Queries (post-RoPE, unscaled) of tokens [first, first + rows): row r, head h at q + r * row_stride + h * head_stride floats.
-  // Tokens seen before are replaced, those behind them forgotten. With `columns`, kv holds at least tokens [0, first + rows) and
-  // their weights are added: as much arithmetic as the prefill's own attention scores.
-  void see(Team& team, const float* q, int rows, std::int64_t row_stride, std::int64_t head_stride, std::int64_t first,
-           const KvView& kv, bool columns);
+  // Queries of tokens [first, first + rows). Tokens seen before are replaced, those behind them forgotten. With `columns`, kv
+  // holds at least tokens [0, first + rows) and their weights are added: as much arithmetic as prefill's own attention scores.
+  void see(Team& team, const QueryRows& queries, std::int64_t first, const KvView& kv, bool columns);
   void clear();
 
   // Queries of tokens [last - count, last), [count, q_heads, head_dim]; false: not all were seen.
@@ -124,6 +130,10 @@ class PromptWatch {
   void load(std::istream& in);
 
  private:
+  bool repeats(const QueryRows& queries, std::int64_t first) const;
+  void forget_columns();
+  void grow_columns(Team& team, const QueryRows& queries, std::int64_t first, const KvView& kv);
+
   Shape shape_;
   AttentionParams params_;
   std::vector<float> ring_;            // [kKept, q_heads, head_dim], token t in slot t % kKept
@@ -137,7 +147,6 @@ struct Selection {
   bool by_query_head = false;                     // lists are of query heads, else of KV heads
   std::vector<std::vector<std::int32_t>> tokens;  // [q_heads or kv_heads], ascending; generated tokens included
   std::vector<std::int64_t> own;                  // [q_heads] tokens the head chose by itself, generated included
-  std::vector<double> mass;                       // [q_heads] exact share attended where the method knows it (oracles), else NaN
   double metadata_bytes = 0;                      // read to choose; an oracle knows for nothing
 };
 
@@ -162,9 +171,16 @@ class LayerBaseline {
 
  private:
   void keep(Team& team, const KvView& kv, const PromptWatch& watch);
+  void keep_ends();
+  void keep_heavy(const PromptWatch& watch);
+  void keep_looked_at(Team& team, const KvView& kv, const PromptWatch& watch);
+  void force_sinks(std::span<float> scores) const;
+  void update_pages(Team& team, const KvView& kv);
   void select_pages(Team& team, const Query& query, const KvView& kv, Selection& out);
   void select_by_weight(Team& team, const Query& query, const KvView& kv, Selection& out);
-  void update_pages(const KvView& kv);
+  std::vector<std::int32_t> choose_heaviest(std::span<const double> weights, int heads, std::span<const float> order,
+                                            std::size_t chooser) const;
+  void share_out(std::int64_t tokens, Selection& out) const;
 
   Shape shape_;
   AttentionParams params_;
@@ -173,10 +189,12 @@ class LayerBaseline {
   LayerPlace place_;
   std::int64_t prompt_ = -1;
   std::vector<std::int64_t> budgets_;
-  std::vector<std::vector<std::int32_t>> kept_;  // [kv_heads] of methods that choose once, ascending
-  std::vector<float> low_, high_;                // quest: [pages, kv_heads, head_dim] elementwise bounds of K
-  std::int64_t bounded_ = 0;                     // tokens that low_ and high_ cover
-  std::vector<float> scratch_;
+  std::vector<std::vector<std::int32_t>> kept_;    // [kv_heads] of methods that choose once, ascending
+  std::vector<float> low_, high_;                  // quest: [pages, kv_heads, head_dim] elementwise bounds of K
+  std::int64_t bounded_ = 0;                       // tokens that low_ and high_ cover
+  std::vector<std::vector<std::int32_t>> chosen_;  // prompt tokens of a step, by KV or query head as `sharing` has it
+  std::vector<float> logits_;                      // oracles: [q_heads, tokens]
+  std::vector<double> weights_;                    // the same, softmax
 };
 
 // How the query heads really share, `natural` resolved.
