@@ -2,6 +2,9 @@
 set(TACTIC_DEPS "" CACHE PATH "Prefix with usr/include and usr/lib of the pinned packages; empty: the system's")
 
 function(tactic_header_library name header)
+  if(TARGET tactic_dep_${name})
+    return()
+  endif()
   find_path(TACTIC_${name}_INCLUDE ${header} HINTS ${TACTIC_DEPS}/usr/include NO_CMAKE_FIND_ROOT_PATH)
   if(NOT TACTIC_${name}_INCLUDE)
     message(FATAL_ERROR "${header} not found: run scripts/setup, or install the package and name its prefix in TACTIC_DEPS")

@@ -123,6 +123,7 @@ ggml_backend_buffer_i Caches::release(ggml_backend_buffer* buffer) {
     it = it->second.front()->buffer() == buffer ? by_root_.erase(it) : std::next(it);
   }
   if (recent_ == buffer) recent_ = nullptr;
+  if (watched_ == buffer) watched_ = nullptr;
   const auto found = wrapped_.find(buffer);
   buffer->iface = found->second;
   wrapped_.erase(found);
@@ -204,12 +205,15 @@ void Caches::for_each(const std::function<void(Layer&)>& visit) {
   }
 }
 
-std::vector<std::shared_ptr<Layer>> Caches::recent() {
+std::vector<std::shared_ptr<Layer>> Caches::recent() { return in_buffer(recent_); }
+std::vector<std::shared_ptr<Layer>> Caches::watched() { return in_buffer(watched_); }
+
+std::vector<std::shared_ptr<Layer>> Caches::in_buffer(const ggml_backend_buffer* buffer) {
   const std::lock_guard lock(mutex_);
   std::vector<std::shared_ptr<Layer>> layers;
   for (const auto& [root, streams] : by_root_) {
     for (const auto& layer : streams) {
-      if (layer->k_root() == root && layer->buffer() == recent_) layers.push_back(layer);
+      if (layer->k_root() == root && layer->buffer() == buffer) layers.push_back(layer);
     }
   }
   std::sort(layers.begin(), layers.end(), [](const auto& a, const auto& b) { return a->number() < b->number(); });

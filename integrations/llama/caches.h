@@ -32,7 +32,10 @@ class Caches {
   void for_each(const std::function<void(Layer&)>& visit);
   // Layers of the buffer that the most recently used layer lies in.
   std::vector<std::shared_ptr<Layer>> recent();
-  void set_recent(const Layer& layer) { recent_ = layer.buffer(); }
+  void set_recent(const Layer& layer) { recent_ = watched_ = layer.buffer(); }
+  // The same for the layer whose queries were looked at last, in prefill or decode.
+  std::vector<std::shared_ptr<Layer>> watched();
+  void set_watched(const Layer& layer) { watched_ = layer.buffer(); }
 
   enum class Change { tokens, content };  // other tokens in these cells, or the same tokens turned
   void buffer_write(ggml_backend_buffer* buffer, const void* data, std::size_t bytes, Change change);
@@ -41,12 +44,14 @@ class Caches {
 
  private:
   void wrap(ggml_backend_buffer* buffer);
+  std::vector<std::shared_ptr<Layer>> in_buffer(const ggml_backend_buffer* buffer);
 
   std::mutex mutex_;
   std::unordered_map<const ggml_tensor*, std::vector<std::shared_ptr<Layer>>> by_root_;  // of K and of V; one layer a stream
   std::unordered_map<ggml_backend_buffer*, ggml_backend_buffer_i> wrapped_;
   std::unordered_map<int, SavedIndex> offers_;  // for layers that are not there yet
   ggml_backend_buffer* recent_ = nullptr;
+  ggml_backend_buffer* watched_ = nullptr;
   std::uint32_t step_ = 0;
 };
 

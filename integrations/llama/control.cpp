@@ -4,9 +4,11 @@
 #include <exception>
 #include <string>
 
+#include "caches.h"
 #include "index_file.h"
 #include "plugin.h"
 #include "shared.h"
+#include "watch_file.h"
 
 namespace tactic::llama {
 namespace {
@@ -58,8 +60,38 @@ int load(const char* path) {
 }
 void drop() { drop_indexes(); }
 
-const tactic_llama_control kControl = {
-    sizeof(tactic_llama_control), last_error, set, get, read_stats, reset_stats, set_trace, save, load, drop};
+int keep_budgets(const char* path) {
+  return guarded([&] { write_budgets(path, Shared::instance().budgets()); });
+}
+void restart_prompt() {
+  Caches::instance().for_each([](Layer& layer) { layer.restart_prompt(); });
+}
+int keep_watch(const char* path) {
+  return guarded([&] { save_watch(path); });
+}
+int take_watch(const char* path) {
+  return guarded([&] { load_watch(path); });
+}
+const char* step_error() {
+  t_value = Shared::instance().take_failure();
+  return t_value.c_str();
+}
+
+const tactic_llama_control kControl = {sizeof(tactic_llama_control),
+                                       last_error,
+                                       set,
+                                       get,
+                                       read_stats,
+                                       reset_stats,
+                                       set_trace,
+                                       save,
+                                       load,
+                                       drop,
+                                       keep_budgets,
+                                       restart_prompt,
+                                       keep_watch,
+                                       take_watch,
+                                       step_error};
 
 }  // namespace
 

@@ -65,6 +65,9 @@ typedef struct tactic_llama_trace {
   const float* estimated_mass; /* [q_heads] */
   const float* true_mass;      /* [q_heads] share of the exact softmax mass attended, or NULL without TACTIC_TRACE_TRUE_MASS */
   const uint64_t* token_bits;  /* [kv_heads, words], words = ceil(tokens / 64): bit t set, token t was attended */
+  int64_t prompt_tokens;       /* the tokens before the first row that was attended since restart_prompt() */
+  const int64_t* own;          /* [q_heads] tokens the head takes by itself, always-attended ones included */
+  const uint64_t* query_token_bits; /* [q_heads, words] what each query head attended, or NULL: its KV head's token_bits */
 } tactic_llama_trace;
 
 typedef void (*tactic_llama_trace_fn)(const tactic_llama_trace* row, void* user);
@@ -92,6 +95,14 @@ typedef struct tactic_llama_control {
   int (*save_index)(const char* path);
   int (*load_index)(const char* path);
   void (*drop_index)(void); /* forget clusters and observed queries; the next decode step clusters again */
+
+  /* For comparisons, docs/baselines.md. */
+  int (*save_budgets)(
+      const char* path);        /* mean tokens by layer and head since reset_stats(), as JSON that set("budget", path) reads */
+  void (*restart_prompt)(void); /* the prompt of the next decode step ends just before it */
+  int (*save_watch)(const char* path); /* what the baselines need of the prompt besides K and V; load it after the engine's */
+  int (*load_watch)(const char* path); /* own state was restored and before the next llama_decode() */
+  const char* (*step_error)(void);     /* why the last llama_decode() failed inside this plug-in, once; "" if it did not */
 } tactic_llama_control;
 
 typedef const tactic_llama_control* (*tactic_llama_control_fn)(void);

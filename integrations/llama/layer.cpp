@@ -76,7 +76,8 @@ Layer::Layer(const AttentionNode& node)
       rotary_(rotary_of(node.node->src[0], node.shape.head_dim)),
       view_(node.view()),
       unsupported_(unsupported_shape(node.shape)),
-      cells_(node.k_root->ne[1]) {
+      cells_(node.k_root->ne[1]),
+      watch_(node.shape, node.params) {
   std::sscanf(k_root_->name, "cache_k_l%d", &number_);
   if (log_level() >= 2 || (log_level() == 1 && number_ == 0)) {
     static const char* const layouts[] = {"unknown", "none", "interleaved", "halves"};
@@ -156,8 +157,13 @@ std::size_t Layer::index_bytes() const {
 
 void Layer::drop_index() {
   for (Slot& slot : tracks_) slot.track->sequence().clear();
+  restart_prompt();
   queries_.clear();
   saved_.reset();
+}
+
+void Layer::restart_prompt() {
+  for (Slot& slot : tracks_) slot.track->restart_prompt();
 }
 
 void Layer::offer(SavedIndex saved) {

@@ -56,10 +56,13 @@ class Layer {
   Track* current() { return current_; }
   const Shape& shape() const { return shape_; }
   RecentQueries& queries() { return queries_; }
+  PromptWatch& watch() { return watch_; }
+  const AttentionParams& params() const { return params_; }
   std::size_t index_bytes() const;
   KvView view(const Track& track) const;  // of the track's tokens, from the cache tensors themselves
 
   void drop_index();
+  void restart_prompt();
   void offer(SavedIndex saved);
   // Takes the offered index if it fits the tokens in the cache. `kv`: of the track's tokens.
   void take_offer(Track& track, const KvView& kv);
@@ -90,6 +93,7 @@ class Layer {
   Track* current_ = nullptr;
   std::uint64_t clock_ = 0;
   RecentQueries queries_;
+  PromptWatch watch_;
   std::unique_ptr<SavedIndex> saved_;
 };
 

@@ -30,6 +30,19 @@ bool read_row(const std::uint16_t* mask, std::int64_t cells, Visible& out) {
 
 }  // namespace
 
+std::int64_t count_visible(const ggml_tensor* mask, int row, bool& in_order) {
+  const auto* values = reinterpret_cast<const std::uint16_t*>(static_cast<const std::byte*>(mask->data) +
+                                                              static_cast<std::size_t>(row) * mask->nb[1]);
+  std::int64_t count = 0, last = -1;
+  for (std::int64_t cell = 0; cell < mask->ne[0]; ++cell) {
+    if (values[cell] != kShown) continue;
+    ++count;
+    last = cell;
+  }
+  in_order = last == count - 1;
+  return count;
+}
+
 std::span<const Visible> MaskReader::read(const ggml_tensor* mask, int rows) {
   Entry* entry = nullptr;
   for (std::size_t i = 0; i < used_ && entry == nullptr; ++i) {

@@ -17,6 +17,9 @@ struct Visible {
   bool has(std::int64_t cell) const { return (words[static_cast<std::size_t>(cell) / 64] >> (cell % 64) & 1) != 0; }
 };
 
+// Cells that one row shows. in_order: they are the first ones of the cache.
+std::int64_t count_visible(const ggml_tensor* mask, int row, bool& in_order);
+
 // Reads masks, which all layers of a graph share, once per graph. Memory is kept between graphs.
 class MaskReader {
  public:

@@ -76,6 +76,7 @@ void Runner::plan_node(ggml_tensor* node) {
     decline(node, reason);
     nodes_.push_back(node);
   } else if (job.at.rows > settings_->max_rows()) {
+    Caches::instance().set_watched(*job.layer);
     insert(job, false);
     nodes_.push_back(node);
   } else if (take(job)) {

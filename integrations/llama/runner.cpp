@@ -11,7 +11,7 @@ namespace tactic::llama {
 void Runner::enter(ggml_tensor*, int rank, int size, void* data) {
   Job& job = *static_cast<Job*>(data);
   Runner& runner = *job.runner;
-  if (job.track == nullptr) {
+  if (job.track == nullptr && !runner.settings_->watches_columns()) {
     if (rank == 0) runner.run(job);
     return;
   }
@@ -30,6 +30,7 @@ void Runner::run(Job& job) {
     job.track != nullptr ? attend(job) : observe(job);
   } catch (const std::exception& error) {
     log_line("%s: %s", job.at.node->name, error.what());
+    Shared::instance().note_failure(error.what());
     failed_ = true;
   }
 }
@@ -39,7 +40,20 @@ void Runner::observe(Job& job) {
   for (int row = std::max(0, at.rows - QueryMoment::kWindow); row < at.rows; ++row) {
     job.layer->queries().push(at.shape, at.query(row, 0), at.query(row, 1) - at.query(row, 0));
   }
+  watch(job);
   Shared::instance().count_observed();
+}
+
+// The prompt by token number, for methods that choose where it ends.
+void Runner::watch(Job& job) {
+  const AttentionNode& at = job.at;
+  bool in_order = false;
+  const std::int64_t end = count_visible(at.mask, at.rows - 1, in_order);
+  if (end < at.rows) return;  // several sequences
+  const QueryRows queries{at.query(0, 0), at.rows, at.query(1, 0) - at.query(0, 0), at.query(0, 1) - at.query(0, 0)};
+  KvView kv = at.view();
+  kv.tokens = end;
+  job.layer->watch().see(crew_, queries, end - at.rows, kv, settings_->watches_columns() && in_order);
 }
 
 void Runner::attend(Job& job) {
@@ -101,12 +115,19 @@ void Runner::attend_row(Job& job, int row, KvView& kv) {
     bits_.assign(static_cast<std::size_t>((kv.tokens + 63) / 64 * shape.kv_heads), 0);
     report_.token_bits = bits_;
   }
+  own_bits_.clear();
+  job.track->note_step(kv.tokens);
+  AttentionParams params = at.params;
+  params.sink_logits = at.sinks;
+  const Query query{q, shape, params};
+  const bool baseline = settings_->mode() == Mode::baseline;
+  const bool dense = settings_->mode() == Mode::full || job.layer->number() < settings_->dense_layers() ||
+                     (baseline && kv.tokens < settings_->options().min_context);
   Status status = Status::ok;
-  if (settings_->mode() == Mode::full) {
-    AttentionParams params = at.params;
-    params.sink_logits = at.sinks;
-    status =
-        decode_step(crew_, *workspace_, {q, shape, params}, kv, nullptr, settings_->options(), at.output(row), nullptr, &report_);
+  if (dense) {
+    status = decode_step(crew_, *workspace_, query, kv, nullptr, settings_->options(), at.output(row), nullptr, &report_);
+  } else if (baseline) {
+    status = attend_baseline(job, query, kv, at.output(row));
   } else {
     cluster(job, kv);
     status = job.track->sequence().attend(crew_, *workspace_, 0, q, kv, at.sinks, at.output(row), nullptr, &report_);
@@ -119,11 +140,13 @@ void Runner::finish_row(const Job& job, int row, const KvView& kv, const float* 
   job.layer->queries().push(shape, q, shape.head_dim);
   const bool sparse = std::any_of(attended_.begin(), attended_.end(), [&](std::int64_t n) { return n < kv.tokens; });
   Shared::instance().count_row(report_, kv.tokens, sparse);
+  count_budgets(job, kv.tokens);
   // The engine's own kernel would hand on NaN as well; say it, since a wrong model or cache looks like this.
   if (status == Status::non_finite && log_level() >= 1) log_line("layer %d: NaN or infinity in attention", job.layer->number());
   if (trace_.call == nullptr) return;
 
-  const std::vector<float> mass = trace_.true_mass ? true_masses(q, shape, job.at.params, kv, bits_) : std::vector<float>();
+  const std::vector<float> mass =
+      trace_.true_mass ? true_masses(q, shape, job.at.params, kv, own_bits_.empty() ? bits_ : own_bits_) : std::vector<float>();
   const auto rows = [](const Rows& r) {
     return tactic_llama_rows{r.data, static_cast<std::int32_t>(r.type), r.dim, r.token_stride, r.head_stride};
   };
@@ -147,6 +170,9 @@ void Runner::finish_row(const Job& job, int row, const KvView& kv, const float* 
   trace.estimated_mass = estimated_.data();
   trace.true_mass = mass.empty() ? nullptr : mass.data();
   trace.token_bits = bits_.data();
+  trace.own = own_.data();
+  trace.query_token_bits = own_bits_.empty() ? nullptr : own_bits_.data();
+  trace.prompt_tokens = job.track->prompt();
   trace_.call(&trace, trace_.user);
 }
 

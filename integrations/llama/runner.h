@@ -27,7 +27,7 @@ class Runner {
   struct Job {
     Runner* runner = nullptr;
     std::shared_ptr<Layer> layer;
-    Track* track = nullptr;  // null: only keep the queries
+    Track* track = nullptr;  // null: only look at the queries
     AttentionNode at;
     std::array<std::int64_t, Settings::kMaxRows> tokens{};  // [rows] in the context of each row
   };
@@ -43,9 +43,12 @@ class Runner {
   void run(Job& job);
   void observe(Job& job);
   void attend(Job& job);
+  void watch(Job& job);
   void attend_row(Job& job, int row, KvView& kv);
+  Status attend_baseline(Job& job, const Query& query, const KvView& kv, float* out);
   void cluster(Job& job, const KvView& kv);
   const float* query_row(const Job& job, int row);
+  void count_budgets(const Job& job, std::int64_t tokens);
   void finish_row(const Job& job, int row, const KvView& kv, const float* q, Status status);
 
   Compute compute_;
@@ -67,6 +70,9 @@ class Runner {
   std::vector<float> estimated_;
   std::vector<std::uint64_t> bits_;
   StepReport report_;
+  Selection selection_;                  // of a baseline
+  std::vector<std::uint64_t> own_bits_;  // [q_heads, words] of it, when heads of a group differ
+  std::vector<std::int64_t> own_;        // [q_heads] tokens a head would take by itself, always-attended ones included
 };
 
 }  // namespace tactic::llama

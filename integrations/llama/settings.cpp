@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <cctype>
-#include <charconv>
 #include <cstdlib>
 #include <variant>
 
 #include "core/error.h"
+#include "values.h"
 
 namespace tactic::llama {
 namespace {
@@ -43,38 +43,13 @@ const Field kFields[] = {
     {"fit_first", &Options::fit_first},
     {"fit_second", &Options::fit_second},
 };
-const char* const kModes[] = {"tactic", "paper", "full", "stock"};
+const char* const kModes[] = {"tactic", "paper",     "full",       "stock", "quest",        "streamingllm",
+                              "snapkv", "pyramidkv", "ada-snapkv", "h2o",   "oracle-top-k", "oracle-top-p"};
+constexpr int kFirstBaseline = 4;
+static_assert(std::size(kModes) == kFirstBaseline + kBaselines);
 const char* const kPresets[] = {"tactic", "paper"};
 const char* const kMetrics[] = {"query", "diagonal", "l2"};
 const char* const kGoals[] = {"mass", "error"};
-
-[[noreturn]] void reject(const std::string& name, const std::string& value, const std::string& expected) {
-  throw Error(Status::invalid_argument, name + " is '" + value + "', must be " + expected);
-}
-
-template <typename T>
-T number(const std::string& name, const std::string& value, const char* expected) {
-  T parsed{};
-  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), parsed);
-  if (error != std::errc() || end != value.data() + value.size()) reject(name, value, expected);
-  return parsed;
-}
-
-template <std::size_t N>
-int choice(const std::string& name, const std::string& value, const char* const (&names)[N]) {
-  for (std::size_t i = 0; i < N; ++i) {
-    if (value == names[i]) return static_cast<int>(i);
-  }
-  std::string expected = "one of";
-  for (const char* known : names) expected += std::string(" ") + known;
-  reject(name, value, expected);
-}
-
-bool flag(const std::string& name, const std::string& value) {
-  if (value == "1" || value == "on" || value == "true") return true;
-  if (value == "0" || value == "off" || value == "false") return false;
-  reject(name, value, "0 or 1");
-}
 
 struct Assign {
   Options& options;
@@ -107,14 +82,6 @@ const Field* find(const std::string& name) {
   return field == std::end(kFields) ? nullptr : field;
 }
 
-int bounded(const std::string& name, const std::string& value, int low, int high) {
-  const int parsed = number<int>(name, value, "a whole number");
-  if (parsed < low || parsed > high) {
-    reject(name, value, "in [" + std::to_string(low) + ", " + std::to_string(high) + "]");
-  }
-  return parsed;
-}
-
 }  // namespace
 
 void Settings::resolve() {
@@ -127,7 +94,9 @@ void Settings::resolve() {
 void Settings::set(const std::string& name, const std::string& value) {
   Settings next = *this;
   if (name == "method") {
-    next.mode_ = static_cast<Mode>(choice(name, value, kModes));
+    const int mode = choice(name, value, kModes);
+    next.mode_ = static_cast<Mode>(std::min(mode, kFirstBaseline));
+    if (next.mode_ == Mode::baseline) next.baseline_.choose(static_cast<Baseline>(mode - kFirstBaseline));
     if (next.mode_ == Mode::tactic || next.mode_ == Mode::paper) next.paper_ = next.mode_ == Mode::paper;
   } else if (name == "preset") {
     next.paper_ = choice(name, value, kPresets) == 1;
@@ -138,28 +107,39 @@ void Settings::set(const std::string& name, const std::string& value) {
     next.max_rows_ = bounded(name, value, 1, kMaxRows);
   } else if (name == "huge_pages") {
     next.huge_pages_ = flag(name, value);
+  } else if (name == "dense_layers") {
+    next.dense_layers_ = bounded(name, value, 0, 4096);
+  } else if (name == "watch_columns") {
+    next.watch_columns_ = flag(name, value);
+  } else if (BaselineSettings::knows(name)) {
+    next.baseline_.set(name, value);
   } else if (find(name) != nullptr) {
     next.chosen_[name] = value;
   } else {
     throw Error(Status::invalid_argument, "'" + name + "' is not a setting; docs/llama.md lists them");
   }
   next.resolve();
+  if (next.mode_ == Mode::baseline) next.baseline_.check();
   ++next.generation_;
   *this = next;
 }
 
 std::optional<std::string> Settings::get(const std::string& name) const {
-  if (name == "method") return kModes[static_cast<int>(mode_)];
+  if (name == "method") return mode_ == Mode::baseline ? name_of(baseline_.options(1).method) : kModes[static_cast<int>(mode_)];
   if (name == "log") return std::to_string(log_);
   if (name == "max_rows") return std::to_string(max_rows_);
   if (name == "huge_pages") return huge_pages_ ? "1" : "0";
+  if (name == "dense_layers") return std::to_string(dense_layers_);
+  if (name == "watch_columns") return watch_columns_ ? "1" : "0";
+  if (BaselineSettings::knows(name)) return baseline_.get(name);
   const Field* field = find(name);
   if (field == nullptr) return std::nullopt;
   return std::visit(Print{options_}, field->member);
 }
 
 Settings Settings::from_environment(std::vector<std::string>& complaints) {
-  std::vector<std::string> names = {"log", "method", "max_rows", "huge_pages"};
+  std::vector<std::string> names = {"log", "method", "max_rows", "huge_pages", "dense_layers", "watch_columns"};
+  for (const char* name : BaselineSettings::names()) names.emplace_back(name);
   for (const Field& field : kFields) names.emplace_back(field.name);
   Settings settings;
   // Twice: a limit of one setting may depend on another (recluster_tokens on cluster_size) that comes later in the table.

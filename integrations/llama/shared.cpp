@@ -2,8 +2,10 @@
 #include "shared.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "caches.h"
 #include "engine.h"
@@ -45,7 +47,11 @@ void Shared::count_row(const StepReport& report, std::int64_t tokens, bool spars
   sums_.attended_share += mean(report.attended) / static_cast<double>(tokens);
   if (sparse) {
     ++sums_.sparse_rows;
-    sums_.estimated_mass += mean(report.estimated_mass);
+    const double estimated = mean(report.estimated_mass);
+    if (!std::isnan(estimated)) {  // a baseline does not estimate
+      ++sums_.estimated_rows;
+      sums_.estimated_mass += estimated;
+    }
   }
   sums_.bytes += report.bytes;
   sums_.dense_bytes += report.dense_bytes;
@@ -82,7 +88,7 @@ void Shared::read(tactic_llama_stats& out) const {
     stats.declined = sums_.declined;
     stats.observed = sums_.observed;
     stats.attended_share = per(sums_.attended_share, sums_.rows);
-    stats.estimated_mass = per(sums_.estimated_mass, sums_.sparse_rows);
+    stats.estimated_mass = per(sums_.estimated_mass, sums_.estimated_rows);
     stats.bytes = sums_.bytes;
     stats.dense_bytes = sums_.dense_bytes;
     stats.rank_us = sums_.rank_us;
@@ -102,6 +108,31 @@ void Shared::read(tactic_llama_stats& out) const {
 void Shared::reset() {
   const std::lock_guard lock(mutex_);
   sums_ = {};
+  budgets_.clear();
+}
+
+void Shared::count_budgets(int layer, std::span<const std::int64_t> kv, std::span<const std::int64_t> query,
+                           std::int64_t generated, std::int64_t prompt) {
+  const std::lock_guard lock(mutex_);
+  budgets_.add(layer, kv, query, generated, prompt);
+}
+
+BudgetTables Shared::budgets() const {
+  const std::lock_guard lock(mutex_);
+  BudgetTables tables = budgets_.means();
+  tables.method = settings_->get("method").value_or("");
+  tables.mass = static_cast<double>(settings_->options().mass);
+  return tables;
+}
+
+void Shared::note_failure(const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  failure_ = reason;
+}
+
+std::string Shared::take_failure() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(failure_, {});
 }
 
 }  // namespace tactic::llama

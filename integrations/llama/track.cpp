@@ -85,7 +85,7 @@ bool Track::rebuild(const Cells& cells, const Visible& visible) {
   }
 
   if (same == 0 && !cells_.empty()) sequence_.clear();  // another text: its queries say nothing of this one
-  if (same < cells_.size()) sequence_.truncate(static_cast<std::int64_t>(same));
+  if (same < cells_.size()) truncate(static_cast<std::int64_t>(same));
   cells_.resize(same);
   versions_.resize(same);
   bits_.assign(visible.words.size(), 0);
@@ -99,6 +99,12 @@ bool Track::rebuild(const Cells& cells, const Visible& visible) {
   for (std::size_t i = same; i < scratch_.size(); ++i) append(cells, scratch_[i]);
   position_ = cells.position();
   return !window;
+}
+
+void Track::truncate(std::int64_t tokens) {
+  sequence_.truncate(tokens);
+  if (baseline_) baseline_->truncate(tokens);
+  if (tokens < prompt_) prompt_ = -1;
 }
 
 bool Track::is_prefix(const Visible& visible) const {

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "baselines/baselines.h"
 #include "cells.h"
 #include "mask.h"
 #include "sequence/sequence.h"
@@ -27,6 +29,19 @@ class Track {
   // Cell of each token, or null when token t is in cell t.
   const std::int32_t* block_table() const { return identity_ ? nullptr : cells_.data(); }
 
+  // Tokens before the first row that was attended here (or since restart_prompt()); -1: none was.
+  std::int64_t prompt() const { return prompt_; }
+  void note_step(std::int64_t tokens) {
+    if (prompt_ < 0) prompt_ = tokens - 1;
+  }
+  void restart_prompt() { prompt_ = -1; }
+  // The method that Tactic is compared with; the caller makes one when there is none of this generation of settings.
+  std::optional<LayerBaseline>& baseline(std::uint64_t generation) {
+    if (generation != baseline_generation_) baseline_.reset();
+    baseline_generation_ = generation;
+    return baseline_;
+  }
+
   // `generation` tells options apart cheaply: equal ones are not looked at again.
   void use(const Options& options, std::uint64_t generation);
   Sequence& sequence() { return sequence_; }
@@ -38,6 +53,7 @@ class Track {
  private:
   bool follow_log(const Cells& cells, const Visible& visible);
   bool rebuild(const Cells& cells, const Visible& visible);
+  void truncate(std::int64_t tokens);
   void append(const Cells& cells, std::int32_t cell);
   bool holds(std::int64_t cell) const;
   bool equals(const Visible& visible) const;
@@ -47,6 +63,9 @@ class Track {
   std::vector<std::uint32_t> versions_;  // [tokens] version of the cell when the token joined
   std::vector<std::uint64_t> bits_;      // cells_ as a set
   bool identity_ = true;
+  std::int64_t prompt_ = -1;
+  std::optional<LayerBaseline> baseline_;
+  std::uint64_t baseline_generation_ = 0;
   bool given_up_ = false;
   std::uint64_t position_ = 0;  // in the log of the cells
   std::vector<std::int32_t> scratch_;

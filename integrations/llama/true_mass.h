@@ -8,7 +8,7 @@
 
 namespace tactic::llama {
 
-// [q_heads]. bits [kv_heads, ceil(tokens / 64)]: attended tokens. Reads every K row.
+// [q_heads]. bits [kv_heads or q_heads, ceil(tokens / 64)]: attended tokens. Reads every K row.
 std::vector<float> true_masses(const float* q, const Shape& shape, const AttentionParams& params, const KvView& kv,
                                std::span<const std::uint64_t> bits);
 
