@@ -25,7 +25,7 @@ struct Shape {
   int head_dim = 0;    // of q and K
   int v_head_dim = 0;  // of V and the output; may differ from head_dim
 
-  int group() const { return q_heads / kv_heads; }
+  constexpr int group() const { return q_heads / kv_heads; }
 };
 
 constexpr int kMaxGroup = 16;

@@ -1,0 +1,127 @@
+// What the blocks of one selection share: a piece's place in the batch and its shared memory. Included by .cu files only.
+#pragma once
+
+#include <cstdint>
+
+#include "core/cuda.h"
+#include "core/cuda_ptx.h"
+#include "core/device.h"
+
+namespace tactic::cuda {
+
+// Arguments of the selection kernel. One thread block is one piece: the columns of one (sequence, KV head) that it owns.
+struct SelectTask {
+  DeviceQuery query;
+  DeviceKv kv;
+  DeviceIndex index;
+  DeviceLists lists;
+  std::uint32_t* status;
+  int columns;         // most columns of a piece, a multiple of 16
+  float loss_per_row;  // the price
+  bool spread;
+  bool represent;
+};
+
+constexpr int kTileRows = 16;  // clusters or tokens a warp scores at a time: rows of an mma
+constexpr float kLog2E = 1.44269504f;
+constexpr float kLn2 = 0.69314718f;
+constexpr float kLowest = -1e30f;  // stands for -inf where differences must stay numbers
+constexpr int kMostPieces = 16;    // blocks of the largest thread-block cluster
+
+// Compile-time shape of a kernel: Group is the group padded to 4, 8 or 16; Dim is head_dim padded to 64, 128 or 256.
+template <int Group, int Dim, bool Int8>
+struct SelectShape {
+  static constexpr int kGroup = Group;
+  static constexpr int kDim = Dim;
+  static constexpr bool kInt8 = Int8;
+  // Columns of q's side of the mma: 4 heads' leading parts, then the same heads' remainders, so that q keeps 15 or 16 bits.
+  static constexpr int kQueryTiles = Group / 4;
+  static constexpr int kRowTiles = Dim / kTileRows;  // of the covariance
+  static constexpr int kBf16Chunks = Dim * 2 / 64;   // 64 bytes of a row that a quad of lanes loads at once
+  static constexpr int kChunks = Int8 ? Dim / 64 : kBf16Chunks;
+  static constexpr int kBf16Pitch = Dim * 2 + 16;  // bytes of a row of q in shared memory; + 16: other banks for the next
+  static constexpr int kInt8Pitch = Dim + 16;
+  static constexpr int kPerWarp = 32 / Group;  // columns whose heads a warp looks at side by side
+};
+
+// Shared memory of a piece of `columns` columns with `parts` parts and `warps` warps.
+template <typename Shape>
+struct SelectShared {
+  float* logit;         // [columns, kGroup] base 2; log weights of represented columns in the end
+  float* log_size;      // [columns] base 2
+  float* spread;        // [columns]; later the place of a chosen column's tokens in the list
+  float* scale;         // [columns] of int8 centroids; later numbers of chosen columns
+  std::int32_t* begin;  // [columns + 16]
+  float* form;          // [parts, kRowTiles, kGroup] q' shape q by rows of `shape`
+  float* query;         // [kGroup, kDim]
+  float* query_scale;   // [kGroup]
+  float* top;           // [2 * warps, kGroup] maxima of warps: clusters, then always-attended tokens
+  float* sum;           // [2 * warps, kGroup]
+  float* piece_top;     // [kMostPieces, kGroup]
+  float* piece_sum;     // [kMostPieces, kGroup]
+  std::int32_t* count;  // [3, 32] tokens, chosen and represented columns of a warp
+  std::byte* query16;   // [kQueryTiles * 8, kBf16Pitch]
+  std::byte* query8;    // [kQueryTiles * 8, kInt8Pitch]
+  std::uint8_t* code;   // [columns]
+
+  static constexpr __host__ __device__ std::size_t padded(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
+
+  // With base null it only measures.
+  __host__ __device__ std::size_t place(std::byte* base, int columns, int parts, int warps) {
+    std::size_t at = 0;
+    const auto take = [&](auto*& pointer, std::size_t count_of) {
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(base + at);
+      at += padded(count_of * sizeof(*pointer));
+    };
+    const auto w = static_cast<std::size_t>(columns);
+    take(logit, w * Shape::kGroup);
+    take(log_size, w);
+    take(spread, w);
+    take(scale, w);
+    take(begin, w + 16);
+    take(form, static_cast<std::size_t>(parts) * Shape::kRowTiles * Shape::kGroup);
+    take(query, Shape::kGroup * Shape::kDim);
+    take(query_scale, Shape::kGroup);
+    take(top, static_cast<std::size_t>(warps) * 2 * Shape::kGroup);
+    take(sum, static_cast<std::size_t>(warps) * 2 * Shape::kGroup);
+    take(piece_top, kMostPieces * Shape::kGroup);
+    take(piece_sum, kMostPieces * Shape::kGroup);
+    take(count, 3 * 32);
+    take(query16, Shape::kQueryTiles * 8 * Shape::kBf16Pitch);
+    take(query8, Shape::kQueryTiles * 8 * Shape::kInt8Pitch);
+    take(code, w);
+    return at;
+  }
+};
+
+// A thread block's place.
+struct Piece {
+  int slot;  // sequence * kv_heads + head
+  int sequence;
+  int head;
+  int rank;  // among the blocks of the (sequence, head)
+  int pieces;
+  int first;  // column
+  int count;  // columns, 0 or more
+  int parts;
+  int warp, warps, lane;
+
+  __device__ explicit Piece(const SelectTask& task) {
+    pieces = task.lists.pieces;
+    slot = static_cast<int>(blockIdx.x) / pieces;
+    rank = static_cast<int>(blockIdx.x) % pieces;
+    sequence = slot / task.kv.kv_heads;
+    head = slot % task.kv.kv_heads;
+    warp = static_cast<int>(threadIdx.x) / 32;
+    warps = static_cast<int>(blockDim.x) / 32;
+    lane = static_cast<int>(threadIdx.x) % 32;
+    int all = task.index.clusters[slot];
+    if (all < 0 || all > task.index.capacity) all = 0;  // reported by report_bounds()
+    parts = min(task.index.parts[sequence], task.index.part_capacity);
+    const int share = ((all + pieces - 1) / pieces + kTileRows - 1) / kTileRows * kTileRows;
+    first = min(rank * share, all);
+    count = min(share, all - first);
+  }
+};
+
+}  // namespace tactic::cuda

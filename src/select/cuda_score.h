@@ -1,0 +1,324 @@
+// Logits of a piece's centroids and of its share of the always-attended tokens, for all heads of the group at once, on tensor
+// cores. Included by .cu files only.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include "select/cuda_piece.h"
+
+namespace tactic::cuda {
+
+// Rows 4 lanes wide: lane 4 g + t holds 16 bytes of every 64 of rows g (low) and g + 8 (high). The order of a row's elements in
+// the mma is then not that of memory, but the same for both sides.
+template <int Chunks>
+struct RowTile {
+  uint4 low[Chunks];
+  uint4 high[Chunks];
+};
+
+__device__ __forceinline__ std::uint32_t pack_bf16(float a, float b) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  return *reinterpret_cast<const std::uint32_t*>(&pair);
+}
+
+// 8 elements from `element` on of a row of the caller's, in bf16. Zero beyond `dim`.
+__device__ __forceinline__ uint4 load_as_bf16(const std::byte* row, DeviceType type, int element, int dim) {
+  if (element >= dim) return make_uint4(0, 0, 0, 0);
+  if (type == DeviceType::bf16) return __ldg(reinterpret_cast<const uint4*>(row + element * 2));
+  float v[8];
+  if (type == DeviceType::f16) {
+    const uint4 bits = __ldg(reinterpret_cast<const uint4*>(row + element * 2));
+    const __half2* pairs = reinterpret_cast<const __half2*>(&bits);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 f = __half22float2(pairs[i]);
+      v[2 * i] = f.x;
+      v[2 * i + 1] = f.y;
+    }
+  } else if (type == DeviceType::fp8_e4m3) {
+    const uint2 bits = __ldg(reinterpret_cast<const uint2*>(row + element));
+    const auto* pairs = reinterpret_cast<const __nv_fp8x2_storage_t*>(&bits);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 f = __half22float2(__half2(__nv_cvt_fp8x2_to_halfraw2(pairs[i], __NV_E4M3)));
+      v[2 * i] = f.x;
+      v[2 * i + 1] = f.y;
+    }
+  } else {
+    const float4 a = __ldg(reinterpret_cast<const float4*>(row + element * 4));
+    const float4 b = __ldg(reinterpret_cast<const float4*>(row + element * 4) + 1);
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+  }
+  return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+}
+
+__device__ __forceinline__ float load_element(const void* data, DeviceType type, std::int64_t i) {
+  if (type == DeviceType::f32) return static_cast<const float*>(data)[i];
+  if (type == DeviceType::f16) return __half2float(static_cast<const __half*>(data)[i]);
+  return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
+}
+
+// One warp: q of head `member` into shared memory, as f32, as two bf16 parts and as two int8 parts of the largest element.
+template <typename Shape>
+__device__ void stage_query(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared, int member) {
+  constexpr int kEach = Shape::kDim / 32;
+  const int dim = task.query.shape.head_dim;
+  const int group = task.query.shape.group();
+  const auto* q = static_cast<const std::byte*>(task.query.q) + piece.sequence * task.query.sequence_stride;
+  const std::int64_t at = static_cast<std::int64_t>(piece.head * group + member) * dim;
+  float v[kEach];
+  float largest = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int element = piece.lane * kEach + i;
+    v[i] = member < group && element < dim ? load_element(q, task.query.type, at + element) : 0.0f;
+    largest = fmaxf(largest, fabsf(v[i]));
+  }
+#pragma unroll
+  for (int o = 16; o > 0; o /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
+  const float unit = fmaxf(largest, 1e-30f) / 127.0f;
+  const float inverse = 1.0f / unit;
+  bool sound = true;
+  const int tile = member / 4;
+  const int column = tile * 8 + member % 4;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int element = piece.lane * kEach + i;
+    sound = sound && isfinite(v[i]);
+    shared.query[member * Shape::kDim + element] = v[i];
+    const __nv_bfloat16 lead = __float2bfloat16_rn(v[i]);
+    auto* row16 = reinterpret_cast<__nv_bfloat16*>(shared.query16 + column * Shape::kBf16Pitch);
+    auto* rest16 = reinterpret_cast<__nv_bfloat16*>(shared.query16 + (column + 4) * Shape::kBf16Pitch);
+    row16[element] = lead;
+    rest16[element] = __float2bfloat16_rn(v[i] - __bfloat162float(lead));
+    if constexpr (Shape::kInt8) {
+      const float lead8 = rintf(v[i] * inverse);
+      auto* row8 = reinterpret_cast<std::int8_t*>(shared.query8 + column * Shape::kInt8Pitch);
+      auto* rest8 = reinterpret_cast<std::int8_t*>(shared.query8 + (column + 4) * Shape::kInt8Pitch);
+      row8[element] = static_cast<std::int8_t>(lead8);
+      rest8[element] = static_cast<std::int8_t>(rintf((v[i] * inverse - lead8) * 128.0f));
+    }
+  }
+  // int8 would turn a NaN into a number
+  if (piece.lane == 0) shared.query_scale[member] = unit;
+  if (!__all_sync(~0u, sound) && piece.lane == 0) {
+    shared.query_scale[member] = __int_as_float(0x7fffffff);
+    if (member < group) atomicOr(task.status + piece.sequence, device_status::non_finite);
+  }
+}
+
+// What lane 4 g + t keeps of a scored tile: row g + 8 * (t / 2), heads 4 i + 2 * (t % 2) and the next, i = 0 .. kQueryTiles - 1.
+template <typename Shape>
+struct TileScores {
+  float v[Shape::kQueryTiles][2];
+};
+
+// Leading and remainder columns of the accumulators brought together.
+template <typename Shape, typename Value>
+__device__ __forceinline__ void join_parts(const Value (&acc)[Shape::kQueryTiles][4], float remainder_unit, int lane,
+                                           TileScores<Shape>& scores) {
+  const bool upper = (lane & 2) == 0;
+#pragma unroll
+  for (int i = 0; i < Shape::kQueryTiles; ++i) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const Value other = __shfl_xor_sync(~0u, upper ? acc[i][2 + k] : acc[i][k], 2);
+      const Value lead = upper ? acc[i][k] : other;
+      const Value rest = upper ? other : acc[i][2 + k];
+      scores.v[i][k] = static_cast<float>(lead) + static_cast<float>(rest) * remainder_unit;
+    }
+  }
+}
+
+template <typename Shape, int Chunks>
+__device__ __forceinline__ void score_bf16(const SelectShared<Shape>& shared, const RowTile<Chunks>& rows, int lane,
+                                           TileScores<Shape>& scores) {
+  float acc[Shape::kQueryTiles][4] = {};
+#pragma unroll
+  for (int j = 0; j < Chunks; ++j) {
+#pragma unroll
+    for (int i = 0; i < Shape::kQueryTiles; ++i) {
+      const std::byte* q = shared.query16 + (i * 8 + lane / 4) * Shape::kBf16Pitch + j * 64 + lane % 4 * 16;
+      const uint4 b = *reinterpret_cast<const uint4*>(q);
+      mma_bf16(acc[i], rows.low[j].x, rows.high[j].x, rows.low[j].y, rows.high[j].y, b.x, b.y);
+      mma_bf16(acc[i], rows.low[j].z, rows.high[j].z, rows.low[j].w, rows.high[j].w, b.z, b.w);
+    }
+  }
+  join_parts<Shape>(acc, 1.0f, lane, scores);
+}
+
+template <typename Shape, int Chunks>
+__device__ __forceinline__ void score_int8(const SelectShared<Shape>& shared, const RowTile<Chunks>& rows, int lane,
+                                           TileScores<Shape>& scores) {
+  int acc[Shape::kQueryTiles][4] = {};
+#pragma unroll
+  for (int j = 0; j < Chunks; ++j) {
+#pragma unroll
+    for (int i = 0; i < Shape::kQueryTiles; ++i) {
+      const std::byte* q = shared.query8 + (i * 8 + lane / 4) * Shape::kInt8Pitch + j * 64 + lane % 4 * 16;
+      const uint4 b = *reinterpret_cast<const uint4*>(q);
+      mma_int8(acc[i], rows.low[j].x, rows.high[j].x, rows.low[j].y, rows.high[j].y, b.x, b.y);
+      mma_int8(acc[i], rows.low[j].z, rows.high[j].z, rows.low[j].w, rows.high[j].w, b.z, b.w);
+    }
+  }
+  join_parts<Shape>(acc, 1.0f / 128.0f, lane, scores);
+}
+
+// Base-2 logit.
+__device__ __forceinline__ float finish_logit(const DeviceQuery& query, float dot) {
+  const float logit = dot * query.scale;
+  return kLog2E * (query.softcap > 0 ? query.softcap * tanhf(logit / query.softcap) : logit);
+}
+
+// ---- centroids -------------------------------------------------------------------------------------------------------
+
+template <typename Shape>
+__device__ __forceinline__ void load_centroids(const SelectTask& task, const Piece& piece, int tile,
+                                               RowTile<Shape::kChunks>& rows) {
+  const int dim = task.query.shape.head_dim;
+  const int bytes = Shape::kInt8 ? dim : dim * 2;
+  const auto* data = Shape::kInt8 ? reinterpret_cast<const std::byte*>(task.index.centroid8)
+                                  : reinterpret_cast<const std::byte*>(task.index.centroid16);
+  const std::int64_t row = static_cast<std::int64_t>(piece.slot) * task.index.capacity + piece.first + tile * kTileRows;
+  const std::byte* at = data + (row + piece.lane / 4) * bytes;
+  const uint4 zero = make_uint4(0, 0, 0, 0);
+#pragma unroll
+  for (int j = 0; j < Shape::kChunks; ++j) {
+    const int place = j * 64 + piece.lane % 4 * 16;
+    const bool inside = place < bytes;
+    rows.low[j] = inside ? load_once(at + place) : zero;
+    rows.high[j] = inside ? load_once(at + 8 * bytes + place) : zero;
+  }
+}
+
+template <typename Shape>
+__device__ __forceinline__ void score_centroids(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
+                                                int tile, const RowTile<Shape::kChunks>& rows) {
+  TileScores<Shape> scores;
+  if constexpr (Shape::kInt8) {
+    score_int8(shared, rows, piece.lane, scores);
+  } else {
+    score_bf16(shared, rows, piece.lane, scores);
+  }
+  const int column = tile * kTileRows + piece.lane / 4 + (piece.lane & 2) * 4;
+  const int pair = piece.lane % 2 * 2;
+  const float scale = Shape::kInt8 ? shared.scale[column] : 1.0f;
+#pragma unroll
+  for (int i = 0; i < Shape::kQueryTiles; ++i) {
+    const float2 unit = Shape::kInt8 ? *reinterpret_cast<const float2*>(shared.query_scale + i * 4 + pair) : make_float2(1, 1);
+    const float2 logits = make_float2(finish_logit(task.query, scores.v[i][0] * (scale * unit.x)),
+                                      finish_logit(task.query, scores.v[i][1] * (scale * unit.y)));
+    *reinterpret_cast<float2*>(shared.logit + column * Shape::kGroup + i * 4 + pair) = logits;
+  }
+}
+
+// ---- always-attended tokens ------------------------------------------------------------------------------------------
+
+// Tokens before the clustered range and behind it, numbered 0 .. count - 1.
+struct FixedTokens {
+  int first;  // tokens before the range
+  int gap;    // tokens inside it
+  int count;
+  __device__ int token(int i) const { return i < first ? i : i + gap; }
+};
+
+// Null: the block id lies outside the cache.
+__device__ __forceinline__ const std::byte* row_of(const DeviceKv& kv, const DeviceRows& rows, int sequence, int head,
+                                                   int token) {
+  const std::byte* base = rows.data + head * rows.head_stride;
+  if (kv.block_table == nullptr) return base + sequence * rows.sequence_stride + token * rows.token_stride;
+  const int block = __ldg(kv.block_table + static_cast<std::int64_t>(sequence) * kv.max_blocks + token / kv.block_size);
+  if (kv.block_count > 0 && (block < 0 || block >= kv.block_count)) return nullptr;
+  return base + block * rows.block_stride + token % kv.block_size * rows.token_stride;
+}
+
+// Log-sum-exp of one lane's heads, base 2, built up value by value.
+struct RunningSum {
+  float top = kLowest;
+  float sum = 0;
+  __device__ void add(float x) {
+    const float larger = fmaxf(top, x);
+    sum = sum * exp2_fast(top - larger) + exp2_fast(x - larger);
+    top = larger;
+  }
+  __device__ void merge(float other_top, float other_sum) {
+    const float larger = fmaxf(top, other_top);
+    sum = sum * exp2_fast(top - larger) + other_sum * exp2_fast(other_top - larger);
+    top = larger;
+  }
+};
+
+template <typename Shape>
+__device__ __forceinline__ void load_fixed(const SelectTask& task, const Piece& piece, const FixedTokens& fixed, int tile,
+                                           RowTile<Shape::kBf16Chunks>& rows, bool (&valid)[2]) {
+  const DeviceRows& k = task.kv.k;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int i = tile * kTileRows + piece.lane / 4 + half * 8;
+    const std::byte* row = i < fixed.count ? row_of(task.kv, k, piece.sequence, piece.head, fixed.token(i)) : nullptr;
+    valid[half] = row != nullptr;
+    if (!valid[half] && i < fixed.count) atomicOr(task.status + piece.sequence, device_status::bad_block);
+    uint4* into = half == 0 ? rows.low : rows.high;
+#pragma unroll
+    for (int j = 0; j < Shape::kBf16Chunks; ++j) {
+      into[j] = valid[half] ? load_as_bf16(row, k.type, j * 32 + piece.lane % 4 * 8, k.dim) : make_uint4(0, 0, 0, 0);
+    }
+  }
+}
+
+template <typename Shape>
+__device__ __forceinline__ void score_fixed(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
+                                            const RowTile<Shape::kBf16Chunks>& rows, const bool (&valid)[2],
+                                            RunningSum (&sums)[Shape::kQueryTiles][2]) {
+  TileScores<Shape> scores;
+  score_bf16(shared, rows, piece.lane, scores);
+  if (!valid[(piece.lane & 2) / 2]) return;
+#pragma unroll
+  for (int i = 0; i < Shape::kQueryTiles; ++i) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) sums[i][k].add(finish_logit(task.query, scores.v[i][k] * task.kv.k.scale));
+  }
+}
+
+// ---- half variances --------------------------------------------------------------------------------------------------
+
+// q' shape q of every head over 16 rows of `shape`, into `form` of all blocks of the (sequence, head).
+template <typename Shape>
+__device__ void share_form(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared, int part,
+                           int row_tile) {
+  const int dim = task.query.shape.head_dim;
+  const auto* shape = task.index.shape + (static_cast<std::int64_t>(piece.slot) * task.index.part_capacity + part) * dim * dim +
+                      static_cast<std::int64_t>(row_tile) * kTileRows * dim;
+  RowTile<Shape::kBf16Chunks> rows;
+#pragma unroll
+  for (int j = 0; j < Shape::kBf16Chunks; ++j) {
+    const int element = j * 32 + piece.lane % 4 * 8;
+    const bool inside = element < dim;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+    rows.low[j] = inside ? __ldg(reinterpret_cast<const uint4*>(shape + piece.lane / 4 * dim + element)) : zero;
+    rows.high[j] = inside ? __ldg(reinterpret_cast<const uint4*>(shape + (piece.lane / 4 + 8) * dim + element)) : zero;
+  }
+  TileScores<Shape> scores;
+  score_bf16(shared, rows, piece.lane, scores);
+  const int element = row_tile * kTileRows + piece.lane / 4 + (piece.lane & 2) * 4;
+#pragma unroll
+  for (int i = 0; i < Shape::kQueryTiles; ++i) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const int member = i * 4 + piece.lane % 2 * 2 + k;
+      float sum = scores.v[i][k] * shared.query[member * Shape::kDim + element];
+#pragma unroll
+      for (int o = 16; o > 1; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
+      float* at = shared.form + (part * Shape::kRowTiles + row_tile) * Shape::kGroup + member;
+      if (piece.pieces == 1) {
+        if (piece.lane < 2) *at = sum;
+      } else if (piece.lane / 2 < piece.pieces) {
+        store_in_block(at, piece.lane / 2, sum);
+      }
+    }
+  }
+}
+
+}  // namespace tactic::cuda
