@@ -1,2 +1,34 @@
-// Not written yet: answers like a library without CUDA.
-#include "decode/cuda_absent.cpp"
+// A step of one layer: select (K1), then attend with merge (K2), two launches on the caller's stream.
+#include "attend/cuda.h"
+#include "decode/cuda.h"
+#include "select/cuda.h"
+
+namespace tactic::cuda {
+namespace {
+
+constexpr std::size_t kBorder = 256;  // of the stretches of scratch
+
+std::size_t padded(std::size_t bytes) { return (bytes + kBorder - 1) / kBorder * kBorder; }
+
+bool dense(const DeviceIndex* index, const Options& options) {
+  return index == nullptr || options.method == Method::full || options.mass >= 1;
+}
+
+}  // namespace
+
+std::size_t decode_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex* index, const Options& options) {
+  if (dense(index, options)) return attend_dense_scratch_bytes(query, kv);
+  const std::size_t select_bytes = padded(select_scratch_bytes(query, kv, *index, options));
+  return select_bytes + attend_scratch_bytes(query, kv, select_lists(query, kv, *index, options, nullptr));
+}
+
+void decode_step(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex* index, const Options& options,
+                 const DeviceOutput& output, std::uint32_t* status, void* scratch, DeviceStream stream) {
+  if (dense(index, options)) return attend_dense(query, kv, output, status, scratch, stream);
+  const DeviceLists lists = select_lists(query, kv, *index, options, scratch);
+  std::byte* rest = static_cast<std::byte*>(scratch) + padded(select_scratch_bytes(query, kv, *index, options));
+  select(query, kv, *index, options, lists, status, scratch, stream);
+  attend_lists(query, kv, *index, lists, output, status, rest, stream);
+}
+
+}  // namespace tactic::cuda
