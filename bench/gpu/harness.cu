@@ -1,8 +1,8 @@
 // Graph replays with a cold L2 cache; results as CSV.
-#include "harness.h"
-
 #include <algorithm>
 #include <stdexcept>
+
+#include "harness.h"
 
 namespace tactic::bench::gpu {
 
@@ -46,7 +46,9 @@ Timer::~Timer() {
   cudaStreamDestroy(stream_);
 }
 
-void Timer::sweep() { read_words<<<1024, 256, 0, stream_>>>(reinterpret_cast<const uint4*>(sweep_.data()), kSweepWords / 4, sink_.data()); }
+void Timer::sweep() {
+  read_words<<<1024, 256, 0, stream_>>>(reinterpret_cast<const uint4*>(sweep_.data()), kSweepWords / 4, sink_.data());
+}
 
 Times Timer::operator()(int layers, const Call& call) {
   call(0, stream_);  // loads kernels outside of the capture
@@ -83,13 +85,14 @@ Results::Results(const std::string& path) : file_(std::fopen(path.c_str(), "w"),
 
 void Results::add(const Row& row) {
   const double rate = row.times.median > 0 ? row.bytes / row.times.median / 1e6 : 0;
-  std::printf("%-14s %-22s %d/%d d%-3d %2d x %6lld %5.3f %9.2f us %5.2f TB/s  %s\n", row.what.c_str(), row.variant.c_str(), row.q_heads,
-              row.kv_heads, row.head_dim, row.batch, static_cast<long long>(row.context), row.share, row.times.median, rate,
-              row.note.c_str());
+  std::printf("%-14s %-22s %d/%d d%-3d %2d x %6lld %5.3f %9.2f us %5.2f TB/s  %s\n", row.what.c_str(), row.variant.c_str(),
+              row.q_heads, row.kv_heads, row.head_dim, row.batch, static_cast<long long>(row.context), row.share,
+              row.times.median, rate, row.note.c_str());
   std::fflush(stdout);
-  std::fprintf(file_.get(), "%s,\"%s\",%d,%d,%d,%d,%lld,%.4f,%d,%.2f,%.2f,%.2f,%.0f,%s,\"%s\"\n", row.what.c_str(), row.variant.c_str(),
-               row.q_heads, row.kv_heads, row.head_dim, row.batch, static_cast<long long>(row.context), row.share, row.layers,
-               row.times.median, row.times.p10, row.times.p90, row.bytes, row.error.c_str(), row.note.c_str());
+  std::fprintf(file_.get(), "%s,\"%s\",%d,%d,%d,%d,%lld,%.4f,%d,%.2f,%.2f,%.2f,%.0f,%s,\"%s\"\n", row.what.c_str(),
+               row.variant.c_str(), row.q_heads, row.kv_heads, row.head_dim, row.batch, static_cast<long long>(row.context),
+               row.share, row.layers, row.times.median, row.times.p10, row.times.p90, row.bytes, row.error.c_str(),
+               row.note.c_str());
   std::fflush(file_.get());
 }
 

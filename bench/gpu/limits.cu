@@ -1,7 +1,7 @@
 // Bare reads: the limits that attention is measured against.
-#include "limits.h"
-
 #include <string>
+
+#include "limits.h"
 
 namespace tactic::bench::gpu {
 namespace {
@@ -37,7 +37,9 @@ __global__ void gather_rows(const char* k, const char* v, const std::int32_t* li
       const char* from = j < count ? k : v;
       w[u] = make_uint4(0, 0, 0, 0);
       if (j < 2 * count)
-        w[u] = __ldcs(reinterpret_cast<const uint4*>(from + static_cast<std::int64_t>(list[j < count ? j : j - count]) * (LANES * 16)) + lane);
+        w[u] = __ldcs(
+            reinterpret_cast<const uint4*>(from + static_cast<std::int64_t>(list[j < count ? j : j - count]) * (LANES * 16)) +
+            lane);
     }
 #pragma unroll
     for (int u = 0; u < ROWS; ++u) mixed ^= w[u].x ^ w[u].y ^ w[u].z ^ w[u].w;
@@ -70,14 +72,16 @@ void keep_better(Row& best, Row row) {
 }
 
 template <int LANES, int ROWS>
-void try_gather(Timer& timer, const Case& c, int blocks, const DeviceArray<std::int32_t>& list, int count, std::uint32_t* sink, Row& best) {
+void try_gather(Timer& timer, const Case& c, int blocks, const DeviceArray<std::int32_t>& list, int count, std::uint32_t* sink,
+                Row& best) {
   const int most = (2 * count + ROWS * 256 / LANES - 1) / (ROWS * 256 / LANES);
   const int grid = std::min(most, processors() * blocks);
   Row row = c.row("gather limit", std::to_string(ROWS) + " rows x " + std::to_string(blocks) + " blocks");
   row.times = timer(c.layers, [&](int layer, cudaStream_t stream) {
     const auto at = static_cast<std::size_t>(layer);
-    gather_rows<LANES, ROWS><<<grid, 256, 0, stream>>>(reinterpret_cast<const char*>(c.k[at]), reinterpret_cast<const char*>(c.v[at]),
-                                                      list.data() + static_cast<std::int64_t>(layer) * count, count, sink);
+    gather_rows<LANES, ROWS><<<grid, 256, 0, stream>>>(reinterpret_cast<const char*>(c.k[at]),
+                                                       reinterpret_cast<const char*>(c.v[at]),
+                                                       list.data() + static_cast<std::int64_t>(layer) * count, count, sink);
   });
   keep_better(best, row);
 }
@@ -103,8 +107,8 @@ Row stream_limit(Timer& timer, const Case& c) {
     Row row = c.row("stream limit", std::to_string(blocks) + " blocks");
     row.times = timer(c.layers, [&](int layer, cudaStream_t stream) {
       const auto at = static_cast<std::size_t>(layer);
-      stream_rows<<<processors() * blocks, 256, 0, stream>>>(reinterpret_cast<const uint4*>(c.k[at]), reinterpret_cast<const uint4*>(c.v[at]),
-                                                            c.layer_elements() / 8, sink.data());
+      stream_rows<<<processors() * blocks, 256, 0, stream>>>(
+          reinterpret_cast<const uint4*>(c.k[at]), reinterpret_cast<const uint4*>(c.v[at]), c.layer_elements() / 8, sink.data());
     });
     keep_better(best, row);
   }

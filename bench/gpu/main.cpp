@@ -8,26 +8,23 @@
 #include <stdexcept>
 #include <string>
 
-#include "cases.h"
-#include "harness.h"
 #include "limits.h"
+#include "session.h"
 #include "settings.h"
 
 namespace tactic::bench::gpu {
-namespace {
-
-struct Session {
-  const Settings& settings;
-  Timer& timer;
-  Results& results;
-};
-
 void measure_limits(const Session& s) {
   s.results.add(launch_limit(s.timer));
   const Pool pool(s.settings.pool_gigabytes * 1e9);
   for (const Heads& heads : s.settings.shapes) {
     for (const Cell& cell : s.settings.cells) {
-      Case c{.q_heads = heads.q, .kv_heads = heads.kv, .head_dim = heads.dim, .batch = cell.batch, .context = cell.context, .k = {}, .v = {}};
+      Case c{.q_heads = heads.q,
+             .kv_heads = heads.kv,
+             .head_dim = heads.dim,
+             .batch = cell.batch,
+             .context = cell.context,
+             .k = {},
+             .v = {}};
       pool.cut(c);
       s.results.add(stream_limit(s.timer, c));
       for (const double share : s.settings.shares) s.results.add(gather_limit(s.timer, c, share));
@@ -35,9 +32,12 @@ void measure_limits(const Session& s) {
   }
 }
 
+namespace {
+
 int run(int argc, char** argv) {
   const Settings settings = parse_settings(argc, argv);
-  const std::map<std::string, std::function<void(const Session&)>> parts = {{"limits", measure_limits}};
+  const std::map<std::string, std::function<void(const Session&)>> parts = {{"limits", measure_limits},
+                                                                            {"synthetic", describe_synthetic}};
   if (settings.parts.empty()) throw std::runtime_error("no part named\n" + usage());
   for (const std::string& part : settings.parts) {
     if (parts.find(part) == parts.end()) throw std::runtime_error(part + ": unknown part\n" + usage());

@@ -71,11 +71,18 @@ Settings parse_settings(int argc, char** argv) {
       {"pool", [&](const std::string& v) { s.pool_gigabytes = number("pool", v, 0.1, 130); }},
       {"shapes", [&](const std::string& v) { s.shapes = each<Heads>(v, heads); }},
       {"cells", [&](const std::string& v) { s.cells = each<Cell>(v, cell); }},
-      {"shares", [&](const std::string& v) { s.shares = each<double>(v, [](const std::string& x) { return number("shares", x, 0.001, 1); }); }},
-      {"masses", [&](const std::string& v) { s.masses = each<double>(v, [](const std::string& x) { return number("masses", x, 0.01, 1); }); }},
+      {"shares",
+       [&](const std::string& v) {
+         s.shares = each<double>(v, [](const std::string& x) { return number("shares", x, 0.001, 1); });
+       }},
+      {"masses",
+       [&](const std::string& v) {
+         s.masses = each<double>(v, [](const std::string& x) { return number("masses", x, 0.01, 1); });
+       }},
       {"cluster-sizes",
        [&](const std::string& v) {
-         s.cluster_sizes = each<int>(v, [](const std::string& x) { return static_cast<int>(number("cluster-sizes", x, 2, 4096)); });
+         s.cluster_sizes =
+             each<int>(v, [](const std::string& x) { return static_cast<int>(number("cluster-sizes", x, 2, 4096)); });
        }},
       {"methods", [&](const std::string& v) { s.methods = split(v); }},
       {"keys", [&](const std::string& v) { s.keys = v; }},
@@ -95,7 +102,8 @@ Settings parse_settings(int argc, char** argv) {
 }
 
 std::string usage() {
-  return "Usage: bench_gpu PART... [--cells 1x32768,8x131072] [--shapes 32/8/128] [--shares .05] [--masses .9] [--cluster-sizes 32]\n"
+  return "Usage: bench_gpu PART... [--cells 1x32768,8x131072] [--shapes 32/8/128] [--shares .05] [--masses .9] [--cluster-sizes "
+         "32]\n"
          "                 [--methods tactic,paper] [--keys capture.safetensors] [--reps 25] [--pool GB] [--csv FILE]\n"
          "Parts: limits\n";
 }
