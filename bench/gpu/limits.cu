@@ -71,30 +71,51 @@ void keep_better(Row& best, Row row) {
   if (best.layers == 0 || row.times.median < best.times.median) best = std::move(row);
 }
 
+// Row numbers of all layers, one behind the other.
+struct RowLists {
+  DeviceArray<std::int32_t> rows;
+  std::vector<std::int64_t> first;  // [layers + 1]
+
+  int count(int layer) const {
+    const auto at = static_cast<std::size_t>(layer);
+    return static_cast<int>(first[at + 1] - first[at]);
+  }
+};
+
 template <int LANES, int ROWS>
-void try_gather(Timer& timer, const Case& c, int blocks, const DeviceArray<std::int32_t>& list, int count, std::uint32_t* sink,
-                Row& best) {
-  const int most = (2 * count + ROWS * 256 / LANES - 1) / (ROWS * 256 / LANES);
-  const int grid = std::min(most, processors() * blocks);
+void try_gather(Timer& timer, const Case& c, int blocks, const RowLists& lists, std::uint32_t* sink, Row& best) {
+  constexpr int rows_of_block = ROWS * 256 / LANES;
   Row row = c.row("gather limit", std::to_string(ROWS) + " rows x " + std::to_string(blocks) + " blocks");
   row.times = timer(c.layers, [&](int layer, cudaStream_t stream) {
     const auto at = static_cast<std::size_t>(layer);
+    const int count = lists.count(layer);
+    const int grid = std::clamp((2 * count + rows_of_block - 1) / rows_of_block, 1, processors() * blocks);
     gather_rows<LANES, ROWS><<<grid, 256, 0, stream>>>(reinterpret_cast<const char*>(c.k[at]),
                                                        reinterpret_cast<const char*>(c.v[at]),
-                                                       list.data() + static_cast<std::int64_t>(layer) * count, count, sink);
+                                                       lists.rows.data() + lists.first[at], count, sink);
   });
   keep_better(best, row);
 }
 
 template <int LANES>
-Row best_gather(Timer& timer, const Case& c, const DeviceArray<std::int32_t>& list, int count) {
+Row best_gather(Timer& timer, const Case& c, const RowLists& lists) {
   const DeviceArray<std::uint32_t> sink(1);
   Row best;
-  try_gather<LANES, 1>(timer, c, 8, list, count, sink.data(), best);
-  try_gather<LANES, 2>(timer, c, 8, list, count, sink.data(), best);
-  try_gather<LANES, 4>(timer, c, 4, list, count, sink.data(), best);
-  try_gather<LANES, 4>(timer, c, 8, list, count, sink.data(), best);
-  try_gather<LANES, 8>(timer, c, 8, list, count, sink.data(), best);
+  try_gather<LANES, 1>(timer, c, 8, lists, sink.data(), best);
+  try_gather<LANES, 2>(timer, c, 8, lists, sink.data(), best);
+  try_gather<LANES, 4>(timer, c, 4, lists, sink.data(), best);
+  try_gather<LANES, 4>(timer, c, 8, lists, sink.data(), best);
+  try_gather<LANES, 8>(timer, c, 8, lists, sink.data(), best);
+  return best;
+}
+
+Row gather_limit(Timer& timer, const Case& c, const RowLists& lists) {
+  Row best = c.head_dim == 64    ? best_gather<8>(timer, c, lists)
+             : c.head_dim == 128 ? best_gather<16>(timer, c, lists)
+                                 : best_gather<32>(timer, c, lists);
+  const double rows = static_cast<double>(lists.first.back()) / c.layers;
+  best.share = rows / static_cast<double>(c.context * c.kv_heads * c.batch);
+  best.bytes = 2.0 * rows * static_cast<double>(c.row_bytes());
   return best;
 }
 
@@ -118,17 +139,26 @@ Row stream_limit(Timer& timer, const Case& c) {
 
 Row gather_limit(Timer& timer, const Case& c, double share) {
   const int chosen = static_cast<int>(share * static_cast<double>(c.context) + 0.5);
-  const int count = chosen * c.kv_heads * c.batch;
-  const DeviceArray<std::int32_t> list(static_cast<std::size_t>(count) * static_cast<std::size_t>(c.layers));
-  const auto total = static_cast<std::int64_t>(list.size());
-  choose_rows<<<static_cast<unsigned>((total + 255) / 256), 256>>>(list.data(), total, chosen, c.context, c.kv_heads, c.batch);
+  const std::int64_t count = std::int64_t{chosen} * c.kv_heads * c.batch, total = count * c.layers;
+  RowLists lists{DeviceArray<std::int32_t>(static_cast<std::size_t>(total)), {}};
+  for (int layer = 0; layer <= c.layers; ++layer) lists.first.push_back(layer * count);
+  choose_rows<<<static_cast<unsigned>((total + 255) / 256), 256>>>(lists.rows.data(), total, chosen, c.context, c.kv_heads,
+                                                                   c.batch);
   check(cudaDeviceSynchronize(), "choose_rows");
-  Row best = c.head_dim == 64    ? best_gather<8>(timer, c, list, count)
-             : c.head_dim == 128 ? best_gather<16>(timer, c, list, count)
-                                 : best_gather<32>(timer, c, list, count);
-  best.share = share;
-  best.bytes = 2.0 * count * static_cast<double>(c.row_bytes());
-  return best;
+  return gather_limit(timer, c, lists);
+}
+
+Row gather_limit(Timer& timer, const Case& c, const std::vector<std::vector<std::int32_t>>& rows) {
+  RowLists lists;
+  std::vector<std::int32_t> all;
+  for (const auto& layer : rows) {
+    lists.first.push_back(static_cast<std::int64_t>(all.size()));
+    all.insert(all.end(), layer.begin(), layer.end());
+  }
+  lists.first.push_back(static_cast<std::int64_t>(all.size()));
+  lists.rows = DeviceArray<std::int32_t>(all.size());
+  lists.rows.copy_from(all);
+  return gather_limit(timer, c, lists);
 }
 
 Row launch_limit(Timer& timer) {

@@ -10,6 +10,8 @@ namespace tactic::bench::gpu {
 Row stream_limit(Timer& timer, const Case& c);
 // Best of a few ways to read the K and V rows of `share` of the tokens of each KV head, chosen at random, ascending.
 Row gather_limit(Timer& timer, const Case& c, double share);
+// The same for the rows of these numbers, [layers].
+Row gather_limit(Timer& timer, const Case& c, const std::vector<std::vector<std::int32_t>>& rows);
 // Of a kernel that does nothing, in a chain of such.
 Row launch_limit(Timer& timer);
 

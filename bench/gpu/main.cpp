@@ -36,8 +36,9 @@ namespace {
 
 int run(int argc, char** argv) {
   const Settings settings = parse_settings(argc, argv);
-  const std::map<std::string, std::function<void(const Session&)>> parts = {{"limits", measure_limits},
-                                                                            {"synthetic", describe_synthetic}};
+  const std::map<std::string, std::function<void(const Session&)>> parts = {
+      {"limits", measure_limits},         {"synthetic", describe_synthetic}, {"layers", measure_layers},
+      {"clustering", measure_clustering}, {"union", measure_union},          {"end-to-end", measure_end_to_end}};
   if (settings.parts.empty()) throw std::runtime_error("no part named\n" + usage());
   for (const std::string& part : settings.parts) {
     if (parts.find(part) == parts.end()) throw std::runtime_error(part + ": unknown part\n" + usage());

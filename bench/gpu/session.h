@@ -18,5 +18,6 @@ void describe_synthetic(const Session& session);  // the keys that everything el
 void measure_layers(const Session& session);      // dense and Tactic by stage
 void measure_clustering(const Session& session);  // of prompts, a layer at a time
 void measure_union(const Session& session);       // one list for the group against one for each query head (paper Fig. 11)
+void measure_end_to_end(const Session& session);  // an 8B-shaped decoder, full and with Tactic (paper Fig. 12)
 
 }  // namespace tactic::bench::gpu

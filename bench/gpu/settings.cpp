@@ -105,7 +105,7 @@ std::string usage() {
   return "Usage: bench_gpu PART... [--cells 1x32768,8x131072] [--shapes 32/8/128] [--shares .05] [--masses .9] [--cluster-sizes "
          "32]\n"
          "                 [--methods tactic,paper] [--keys capture.safetensors] [--reps 25] [--pool GB] [--csv FILE]\n"
-         "Parts: limits\n";
+         "Parts: limits, synthetic, layers, clustering, union, end-to-end\n";
 }
 
 }  // namespace tactic::bench::gpu
