@@ -30,7 +30,8 @@ T* IndexStorage::take(std::size_t count) {
   return reinterpret_cast<T*>(arrays_.back().data());
 }
 
-IndexStorage::IndexStorage(int sequences, int kv_heads, int head_dim, int clusters, std::int64_t tokens, bool int8_centroids) {
+IndexStorage::IndexStorage(int sequences, int kv_heads, int head_dim, int clusters, std::int64_t tokens, bool int8_centroids)
+    : sequences_(sequences) {
   const auto slots = static_cast<std::size_t>(sequences) * static_cast<std::size_t>(kv_heads);
   const auto dim = static_cast<std::size_t>(head_dim);
   index_.capacity = round_up(clusters, 64);
@@ -55,6 +56,15 @@ IndexStorage::IndexStorage(int sequences, int kv_heads, int head_dim, int cluste
   index_.parts = take<std::int32_t>(static_cast<std::size_t>(sequences));
   index_.part_begin = take<std::int32_t>(slots * 3);
   index_.shape = take<std::uint16_t>(slots * 2 * dim * dim);
+}
+
+void IndexStorage::copy_sequence(const IndexStorage& from, int from_sequence, int to_sequence) {
+  for (std::size_t i = 0; i < arrays_.size(); ++i) {
+    const std::size_t bytes = from.arrays_[i].size() / static_cast<std::size_t>(from.sequences_);
+    check(cudaMemcpy(arrays_[i].data() + static_cast<std::size_t>(to_sequence) * bytes,
+                     from.arrays_[i].data() + static_cast<std::size_t>(from_sequence) * bytes, bytes, cudaMemcpyDeviceToDevice),
+          "copy of an index");
+  }
 }
 
 Options pipeline(const std::string& method, double mass, int cluster_size) {
@@ -166,8 +176,8 @@ void TacticLayers::dense(int layer, const DeviceOutput& output, cudaStream_t str
 }
 
 void TacticLayers::step(int layer, const DeviceOutput& output, cudaStream_t stream) const {
-  cuda::decode_step(query(layer), kv(layer), &indexes_[static_cast<std::size_t>(layer)].index(), options_, output(layer),
-                    status_.data(), decode_.data(), stream);
+  cuda::decode_step(query(layer), kv(layer), &indexes_[static_cast<std::size_t>(layer)].index(), options_, output, status_.data(),
+                    decode_.data(), stream);
 }
 
 void TacticLayers::select(int layer, cudaStream_t stream) const {

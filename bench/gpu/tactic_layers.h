@@ -17,7 +17,8 @@ class IndexStorage {
  public:
   IndexStorage(int sequences, int kv_heads, int head_dim, int clusters, std::int64_t tokens, bool int8_centroids);
   const DeviceIndex& index() const { return index_; }
-  double bytes() const { return bytes_; }  // of all of it
+  void copy_sequence(const IndexStorage& from, int from_sequence, int to_sequence);  // of equal capacities
+  double bytes() const { return bytes_; }                                            // of all of it
   // Read by a step that looks at every centroid once: centroids, scales, sizes, spreads.
   double step_bytes() const { return step_bytes_; }
 
@@ -25,7 +26,8 @@ class IndexStorage {
   template <class T>
   T* take(std::size_t count);
   DeviceIndex index_;
-  std::vector<DeviceArray<std::byte>> arrays_;
+  int sequences_ = 0;
+  std::vector<DeviceArray<std::byte>> arrays_;  // each [sequences, ...]
   double bytes_ = 0, step_bytes_ = 0;
 };
 
@@ -72,6 +74,7 @@ class TacticLayers {
   double index_step_bytes() const { return indexes_[0].step_bytes(); }
   DeviceKv kv(int layer) const;
   DeviceQuery query(int layer) const;
+  const IndexStorage& storage(int layer) const { return indexes_[static_cast<std::size_t>(layer)]; }
   std::int32_t* lengths() const { return lengths_.data(); }  // [batch] on the device
 
  private:
