@@ -13,6 +13,7 @@ inline void round_to_device(LayerIndex& index) {
     auto copy = std::make_shared<Segment>(*segment);
     for (HeadClusters& head : copy->heads) {
       for (std::uint16_t& x : head.centroid16) x = float_to_half(bf16_to_float(float_to_bf16(half_to_float(x))));
+      if (head.mean_spread <= 0) continue;  // all keys lie on their centroids
       for (float& x : head.covariance) x = bf16_to_float(float_to_bf16(x / head.mean_spread)) * head.mean_spread;
     }
     rounded.push_back(copy);
@@ -95,7 +96,8 @@ class DeviceColumns {
     std::copy_n(from.mean_v.data(), count * v_dim, mean_v_.data() + at * v_dim);
     std::copy_n(from.mean_v_scale.data(), count, mean_v_scale_.data() + at);
     std::uint16_t* metric = metric_.data() + (slot(s, h) * static_cast<std::size_t>(index_.part_capacity) + part) * dim * dim;
-    for (std::size_t i = 0; i < dim * dim; ++i) metric[i] = float_to_bf16(from.covariance[i] / from.mean_spread);
+    for (std::size_t i = 0; i < dim * dim && from.mean_spread > 0; ++i)
+      metric[i] = float_to_bf16(from.covariance[i] / from.mean_spread);
     column += from.count;
     token += static_cast<std::int32_t>(from.tokens.size());
   }
