@@ -44,6 +44,21 @@ class DeviceColumns {
   }
   const DeviceIndex& index() const { return index_; }
 
+  // The same device memory with other contents, as after a reclustering; captured graphs go on.
+  void refill(const std::vector<const LayerIndex*>& layers) {
+    reserve(layers.size());
+    for (std::size_t s = 0; s < layers.size(); ++s) fill(s, *layers[s]);
+    d_clusters_.set(clusters_), d_range_.set(range_), d_parts_.set(parts_);
+    if (index_.int8_centroids) {
+      d_centroid8_.set(centroid8_), d_scale_.set(scale_);
+    } else {
+      d_centroid16_.set(centroid16_);
+    }
+    d_spread_.set(spread_), d_begin_.set(begin_), d_tokens_.set(tokens_), d_mean_v_.set(mean_v_),
+        d_mean_v_scale_.set(mean_v_scale_);
+    d_part_begin_.set(part_begin_), d_metric_.set(metric_);
+  }
+
  private:
   std::size_t slot(std::size_t s, int h) const {
     return s * static_cast<std::size_t>(shape_.kv_heads) + static_cast<std::size_t>(h);

@@ -39,6 +39,7 @@ class DeviceStep {
   const Shape& shape() const { return batch_->shape(); }
   DeviceBatch& batch() { return *batch_; }
   const DeviceIndex& index() const { return columns_->index(); }
+  DeviceColumns& columns() { return *columns_; }
   DeviceLists lists() const { return cuda::select_lists(batch_->query(), batch_->kv(), index(), options_, select_.get()); }
 
   void select(cudaStream_t stream = nullptr) {
@@ -81,11 +82,12 @@ class DeviceStep {
     double lse = 0;
     double reached = 0;  // share of the true mass of all tokens that is attended
   };
-  Exact exact(int sequence, int q_head, const Listed& list, const float* sink_logits = nullptr) const {
+  // tokens: of the sequence now; -1: all that the case has. The clustered ones are those of the layer's index.
+  Exact exact(int sequence, int q_head, const Listed& list, const float* sink_logits = nullptr, std::int64_t tokens = -1) const {
     LayerCase& layer = *layers_[static_cast<std::size_t>(sequence)];
     const Shape& s = shape();
     const int head = q_head / s.group();
-    const std::int64_t n = layer.kv().view().tokens;
+    const std::int64_t n = tokens < 0 ? layer.kv().view().tokens : tokens;
     std::vector<float> logits(static_cast<std::size_t>(s.group()) * static_cast<std::size_t>(n));
     reference::score_list(layer.kv().query(), layer.kv().view(), head, {nullptr, 0, n}, logits.data(), n);
     const float* mine = logits.data() + static_cast<std::int64_t>(q_head % s.group()) * n;
