@@ -61,12 +61,11 @@ typedef struct tactic_llama_trace {
   tactic_llama_rows k, v;
   float scale;
   const int64_t* attended;     /* [kv_heads] tokens attended */
-  const int64_t* budget;       /* [q_heads] tokens the head alone would take */
+  const int64_t* budget;       /* [q_heads] tokens the head alone would take, always-attended ones included */
   const float* estimated_mass; /* [q_heads] */
   const float* true_mass;      /* [q_heads] share of the exact softmax mass attended, or NULL without TACTIC_TRACE_TRUE_MASS */
   const uint64_t* token_bits;  /* [kv_heads, words], words = ceil(tokens / 64): bit t set, token t was attended */
   int64_t prompt_tokens;       /* the tokens before the first row that was attended since restart_prompt() */
-  const int64_t* own;          /* [q_heads] tokens the head takes by itself, always-attended ones included */
   const uint64_t* query_token_bits; /* [q_heads, words] what each query head attended, or NULL: its KV head's token_bits */
 } tactic_llama_trace;
 

@@ -42,7 +42,7 @@ void Runner::plan(ggml_cgraph* graph) {
 
   settings_ = Shared::instance().settings();
   trace_ = Shared::instance().trace();
-  if (settings_->mode() == Mode::stock) return;
+  if (settings_->mode() == Mode::stock && !settings_->watches_columns()) return;
   crew_.muster();
   stand_ins_.clear();
   stand_ins_.reserve(attention);
@@ -79,7 +79,7 @@ void Runner::plan_node(ggml_tensor* node) {
     Caches::instance().set_watched(*job.layer);
     insert(job, false);
     nodes_.push_back(node);
-  } else if (take(job)) {
+  } else if (settings_->mode() != Mode::stock && take(job)) {
     insert(job, true);
   } else {
     nodes_.push_back(node);

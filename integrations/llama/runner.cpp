@@ -38,6 +38,7 @@ void Runner::run(Job& job) {
 void Runner::observe(Job& job) {
   const AttentionNode& at = job.at;
   for (int row = std::max(0, at.rows - QueryMoment::kWindow); row < at.rows; ++row) {
+    if (settings_->mode() == Mode::stock) break;  // the prompt is read for the baselines alone
     job.layer->queries().push(at.shape, at.query(row, 0), at.query(row, 1) - at.query(row, 0));
   }
   watch(job);
@@ -166,11 +167,10 @@ void Runner::finish_row(const Job& job, int row, const KvView& kv, const float* 
   trace.v = rows(kv.v);
   trace.scale = job.at.params.scale;
   trace.attended = attended_.data();
-  trace.budget = budget_.data();
+  trace.budget = own_.data();
   trace.estimated_mass = estimated_.data();
   trace.true_mass = mass.empty() ? nullptr : mass.data();
   trace.token_bits = bits_.data();
-  trace.own = own_.data();
   trace.query_token_bits = own_bits_.empty() ? nullptr : own_bits_.data();
   trace.prompt_tokens = job.track->prompt();
   trace_.call(&trace, trace_.user);
