@@ -62,15 +62,15 @@ def paper_table(rows, shape):
     lines = []
     for r in sorted((r for r in rows if r["what"] == "paper" and r["shape"] == shape), key=lambda r: (r["cell"], r["share"], r["us"])):
         at = dict(shape=shape, cell=r["cell"], share=r["share"])
-        same = [x for x in rows if x["what"] == "paper" and all(x[k] == v for k, v in at.items()) and x["variant"][:5] == r["variant"][:5]]
+        same = [x for x in rows if x["what"] == "paper" and all(x[k] == v for k, v in at.items()) and x["variant"][:5] == r["variant"][:5]]  # "equal" or "uneve"
         if r is not min(same, key=lambda x: x["us"]):
             continue
-        plan, dense = best(rows, ("paper plan",), **at), best(rows, DENSE, shape=shape, cell=r["cell"])
-        lines.append([name_of(r["cell"]), f"{r['share']:.1%}", r["variant"], us(r), us(plan),
+        plan, dense = best(rows, ("paper plan",), variant=r["variant"], **at), best(rows, DENSE, shape=shape, cell=r["cell"])
+        lines.append([name_of(r["cell"]), f"{r['share']:.1%}", r["variant"], us(r), f"{dense['us'] / r['us']:.2f}x" if dense else "-", us(plan),
                       f"{dense['us'] / (r['us'] + plan['us']):.2f}x" if dense and plan else "-"])
     if lines:
         print("### FlashInfer in the paper's arrangement (tokens chosen already), and its planning on the host, microseconds a layer\n")
-        table(["batch, context", "share", "lists", "attention", "plan()", "over best dense, planned"], lines)
+        table(["batch, context", "share", "lists", "attention", "over best dense", "plan()", "over best dense, planned"], lines)
 
 
 def steps_table(rows, shape):
