@@ -12,14 +12,6 @@
 namespace tactic {
 namespace {
 
-// SplitMix64's finaliser (Steele, Lea, Flood 2014): word `counter` of the stream `key`.
-std::uint64_t random_word(std::uint64_t key, std::uint64_t counter) {
-  std::uint64_t z = key + (counter + 1) * 0x9e3779b97f4a7c15u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
-
 // Adding and subtracting it rounds a float below 2^22 to the nearest integer, ties to even, without a call into libm.
 constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23
 constexpr float kMaxHalf = 65504.0f;

@@ -12,6 +12,14 @@ namespace tactic {
 // C = max(1, round(n / cluster_size)).
 int cluster_count(std::int64_t tokens, int cluster_size);
 
+// Word `counter` of the stream `key`: SplitMix64's finaliser (Steele, Lea, Flood 2014).
+constexpr std::uint64_t random_word(std::uint64_t key, std::uint64_t counter) {
+  std::uint64_t z = key + (counter + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
 // Distinct tokens, drawn evenly from 0 .. permutation.size() - 1, into permutation[0 .. count). Integer arithmetic on a counter:
 // the same on every platform, for every team and backend. Cost: permutation.size() writes, count draws.
 void draw_tokens(std::uint64_t seed, int kv_head, int count, std::span<std::int32_t> permutation);
