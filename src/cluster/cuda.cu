@@ -1,11 +1,10 @@
 // build_segment() on the device: checks, scratch, and the order of the stages. See cuda_batch.h for what they work on.
-#include "cluster/cuda.h"
-
 #include <algorithm>
 #include <atomic>
 #include <string>
 #include <vector>
 
+#include "cluster/cuda.h"
 #include "cluster/cuda_batch.h"
 #include "cluster/segment.h"
 #include "core/cuda.h"
@@ -90,7 +89,8 @@ void check_job(const ClusterJob& job, const ClusterOptions& options) {
     }
   }
   if (task.sequence < 0 || task.sequence >= kv.sequences) {
-    refuse("sequence of a clustering is " + std::to_string(task.sequence) + ", must be in [0, " + std::to_string(kv.sequences) + ")");
+    refuse("sequence of a clustering is " + std::to_string(task.sequence) + ", must be in [0, " + std::to_string(kv.sequences) +
+           ")");
   }
   if (task.first < 0 || task.first >= task.last || task.last > kv.max_length) {
     refuse("tokens of a clustering are [" + std::to_string(task.first) + ", " + std::to_string(task.last) +
@@ -141,7 +141,8 @@ void run(const Batch& batch, cudaStream_t stream) {
 
 }  // namespace
 
-std::size_t cluster_scratch_bytes(const DeviceKv& kv, const DeviceIndex&, std::int32_t max_tokens, const ClusterOptions& options) {
+std::size_t cluster_scratch_bytes(const DeviceKv& kv, const DeviceIndex&, std::int32_t max_tokens,
+                                  const ClusterOptions& options) {
   Batch batch = make_batch(kv, max_tokens, options, 1);
   return lay_out(batch, nullptr);
 }

@@ -12,8 +12,8 @@ namespace tactic::cuda {
 
 // Tokens [first, last) of one sequence in one layer become columns behind those that its slot of `index` holds (or the first
 // ones); counts, range and parts are written last, in stream order. Where that cannot be (NaN or infinity in K or V, a block id
-// outside the cache, an index without room, a range that does not go on from the slot's) the sequence's status word says so and the
-// slot keeps what it held; without `append` it is empty then.
+// outside the cache, an index without room, a range that does not go on from the slot's) the sequence's status word says so and
+// the slot keeps what it held; without `append` it is empty then.
 struct ClusterTask {
   int sequence = 0;  // of kv and index
   std::int32_t first = 0;

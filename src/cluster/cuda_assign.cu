@@ -20,7 +20,8 @@ constexpr int kStageBytes = (kDim + 63) / 64 * kStageClusters * 128;
 // Centroids s * kStageClusters .. of a problem into a stage of shared memory.
 template <int kDim>
 __device__ __forceinline__ void fetch(const std::byte* tiles, int s, unsigned stage) {
-  const std::byte* tile = tiles + static_cast<std::int64_t>(s / 2) * tile_bytes(kTileClusters, kDim) + s % 2 * (kStageClusters * 128);
+  const std::byte* tile =
+      tiles + static_cast<std::int64_t>(s / 2) * tile_bytes(kTileClusters, kDim) + s % 2 * (kStageClusters * 128);
   for (int i = threadIdx.x; i < kStageBytes<kDim> / 16; i += kWarps * 32) {
     const int panel = i / (kStageClusters * 8);
     copy_async(stage + i * 16, tile + panel * (kTileClusters * 128) + i % (kStageClusters * 8) * 16);

@@ -7,9 +7,10 @@
 namespace tactic::cuda {
 namespace {
 
-constexpr int kGroups = 2;  // warpgroups that multiply
+constexpr int kGroups = 2;                     // warpgroups that multiply
 constexpr int kThreads = (kGroups + 1) * 128;  // the last warpgroup only copies, and gives its registers to the others
-constexpr unsigned kCodeBits = 31;  // the low bits of a score give way to the number of its column: 32 columns of a tile are a thread's
+constexpr unsigned kCodeBits =
+    31;  // the low bits of a score give way to the number of its column: 32 columns of a tile are a thread's
 
 // The two steps are two times 64 tokens, or, where 64 tokens fill the registers meant for operand a, the halves of a tile.
 template <int kDim>
@@ -64,14 +65,13 @@ __device__ __forceinline__ void multiply_async(const unsigned (&a)[4], std::uint
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
       "{%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-        "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
-        "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]),
+        "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]),
+        "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]),
+        "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]),
+        "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]),
+        "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 // sums [64, 64] += a [64, 16] b [16, 64].
@@ -81,10 +81,10 @@ __device__ __forceinline__ void multiply_async(const unsigned (&a)[4], std::uint
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
       "{%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]),
+        "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]),
+        "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
@@ -227,7 +227,8 @@ __device__ __forceinline__ void store_nearest(const Work& work, const Item& item
 // score_bits: ~kCodeBits, as an argument: were it a constant, the compiler would spend two instructions a score, for lack of one
 // with two constants.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads, 1) assign_sm90_kernel(const __grid_constant__ Batch batch, int iteration, unsigned score_bits) {
+__global__ void __launch_bounds__(kThreads, 1)
+    assign_sm90_kernel(const __grid_constant__ Batch batch, int iteration, unsigned score_bits) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using S = Stage<kDim>;
   extern __shared__ __align__(1024) std::byte dynamic[];
@@ -327,8 +328,8 @@ bool assign_of(const Batch& batch, int iteration, cudaStream_t stream) {
   check(cudaGetDevice(&device), "assign_tokens");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "assign_tokens");
   const int items = batch.rows / Steps<kDim>::kTokens * batch.heads * batch.job_count;
-  launch("assign_tokens", kernel, {static_cast<unsigned>(items < processors ? items : processors), kThreads, kBytes}, stream, batch,
-         iteration, ~kCodeBits);
+  launch("assign_tokens", kernel, {static_cast<unsigned>(items < processors ? items : processors), kThreads, kBytes}, stream,
+         batch, iteration, ~kCodeBits);
   return true;
 }
 

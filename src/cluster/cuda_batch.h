@@ -2,8 +2,8 @@
 // A problem is one KV head of one job (a range of tokens of one sequence in one layer). Included by cluster/cuda*.cu only.
 //
 // The space of k-means. A key becomes y = 2^e L^T (k - origin) in f16: the origin is a mean of keys and e brings elements near 1,
-// so that 11 bits of mantissa are spent on what differs between keys. Elements of y lie in an order of their own (the one in which
-// a thread of the transform's matrix product holds them); nothing but tile_offset() needs to know it.
+// so that 11 bits of mantissa are spent on what differs between keys. Elements of y lie in an order of their own (the one in
+// which a thread of the transform's matrix product holds them); nothing but tile_offset() needs to know it.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -17,12 +17,12 @@
 
 namespace tactic::cuda {
 
-constexpr int kMaxJobs = 10;         // their parameters fill the 4 KB that every driver passes to a kernel
-constexpr int kTileClusters = 128;   // centroids of a tile: the width of a matrix instruction's output on sm_90
-constexpr int kTokenTile = 256;      // tokens of a thread block of assign(); rows of y are padded to it
-constexpr int kPanelElements = 64;   // elements of a row of a tile's panel: 128 bytes, all 32 banks
-constexpr int kSampleTokens = 256;   // whose mean is the origin
-constexpr int kPieceTokens = 1024;   // that one thread block adds into a piece of the covariance, at least
+constexpr int kMaxJobs = 10;        // their parameters fill the 4 KB that every driver passes to a kernel
+constexpr int kTileClusters = 128;  // centroids of a tile: the width of a matrix instruction's output on sm_90
+constexpr int kTokenTile = 256;     // tokens of a thread block of assign(); rows of y are padded to it
+constexpr int kPanelElements = 64;  // elements of a row of a tile's panel: 128 bytes, all 32 banks
+constexpr int kSampleTokens = 256;  // whose mean is the origin
+constexpr int kPieceTokens = 1024;  // that one thread block adds into a piece of the covariance, at least
 constexpr int kMaxPieces = 32;
 constexpr float kMaxHalf = 65504.0f;
 
@@ -45,34 +45,34 @@ struct Job {
 
 // What a problem learns about itself.
 struct ProblemState {
-  float scale;            // of k - origin
-  float spread_scale;     // a squared distance of y times this is one of the metric
-  std::int32_t moved;     // tokens in this iteration
-  std::int32_t done_at;   // iteration after which nothing moves
-  std::uint32_t bad_k;    // lowest token of the job whose K is not finite, or kNone
-  std::uint32_t bad_v;    // the same of V
+  float scale;             // of k - origin
+  float spread_scale;      // a squared distance of y times this is one of the metric
+  std::int32_t moved;      // tokens in this iteration
+  std::int32_t done_at;    // iteration after which nothing moves
+  std::uint32_t bad_k;     // lowest token of the job whose K is not finite, or kNone
+  std::uint32_t bad_v;     // the same of V
   std::int32_t bad_block;  // a block id outside the cache
 };
 constexpr std::uint32_t kNone = 0xffffffffu;
 
 // Scratch; leading dimension: problems.
 struct Work {
-  ProblemState* state = nullptr;      // []
-  std::uint32_t* fault = nullptr;     // [jobs] job_fault() as far as keys and index are concerned
-  __half* y = nullptr;                // [rows, dim]
-  float* norm = nullptr;              // [rows] |y|^2
-  float* score = nullptr;             // [rows] y . c - |c|^2 / 2 of the nearest
-  std::int32_t* nearest = nullptr;    // [rows]
-  std::int32_t* order = nullptr;      // [rows] tokens of the job, cluster by cluster
-  std::int32_t* sizes = nullptr;      // [columns]
-  std::int32_t* cursor = nullptr;     // [columns]
-  std::int32_t* begin = nullptr;      // [columns + 1]
-  std::byte* tiles = nullptr;         // [columns / 128] centroids as tile_offset() says
-  float* bias = nullptr;              // [columns] -|c|^2 / 2, -infinity behind the last
-  float* origin = nullptr;            // [dim]
-  std::byte* factor = nullptr;        // [dim] rows of 2^e L^T as tile_offset() says, in tiles of dim rows
-  float* mean_k = nullptr;            // [columns, dim]
-  float* products = nullptr;          // [pieces, dim, dim]
+  ProblemState* state = nullptr;    // []
+  std::uint32_t* fault = nullptr;   // [jobs] job_fault() as far as keys and index are concerned
+  __half* y = nullptr;              // [rows, dim]
+  float* norm = nullptr;            // [rows] |y|^2
+  float* score = nullptr;           // [rows] y . c - |c|^2 / 2 of the nearest
+  std::int32_t* nearest = nullptr;  // [rows]
+  std::int32_t* order = nullptr;    // [rows] tokens of the job, cluster by cluster
+  std::int32_t* sizes = nullptr;    // [columns]
+  std::int32_t* cursor = nullptr;   // [columns]
+  std::int32_t* begin = nullptr;    // [columns + 1]
+  std::byte* tiles = nullptr;       // [columns / 128] centroids as tile_offset() says
+  float* bias = nullptr;            // [columns] -|c|^2 / 2, -infinity behind the last
+  float* origin = nullptr;          // [dim]
+  std::byte* factor = nullptr;      // [dim] rows of 2^e L^T as tile_offset() says, in tiles of dim rows
+  float* mean_k = nullptr;          // [columns, dim]
+  float* products = nullptr;        // [pieces, dim, dim]
 };
 
 struct Batch {
@@ -94,10 +94,10 @@ static_assert(sizeof(Batch) <= 4000);
 __host__ __device__ inline int panels_of(int dim) { return (dim + kPanelElements - 1) / kPanelElements; }
 __host__ __device__ inline int tile_bytes(int rows, int dim) { return panels_of(dim) * rows * kPanelElements * 2; }
 
-// Where element pair (i, i + 1) of a row's y lies in a tile of `rows` rows: panels of 64 elements, rows of 128 bytes whose 16-byte
-// chunks are exchanged by the row's number (ldmatrix and wgmma then meet no bank twice). Inside 32 elements the order is that of a
-// matrix product's k: thread t of four, which loads elements 8t .. 8t + 7 at once, holds k = 2t, 2t + 1, 2t + 8, 2t + 9 of two
-// steps of 16. A last block of 16 elements is one step.
+// Where element pair (i, i + 1) of a row's y lies in a tile of `rows` rows: panels of 64 elements, rows of 128 bytes whose
+// 16-byte chunks are exchanged by the row's number (ldmatrix and wgmma then meet no bank twice). Inside 32 elements the order is
+// that of a matrix product's k: thread t of four, which loads elements 8t .. 8t + 7 at once, holds k = 2t, 2t + 1, 2t + 8, 2t + 9
+// of two steps of 16. A last block of 16 elements is one step.
 __device__ __forceinline__ int tile_offset(int row, int rows, int i, int dim) {
   const int block = i & ~31;
   const int k = block + 32 <= dim ? block + ((i >> 2) & 1) * 16 + ((i >> 1) & 1) * 8 + ((i >> 3) & 3) * 2
@@ -192,7 +192,9 @@ __device__ __forceinline__ std::int64_t slot_of(const Job& job, int heads, int h
   return static_cast<std::int64_t>(job.sequence) * heads + head;
 }
 // First column and first place in `tokens` of the job's clusters.
-__device__ __forceinline__ int first_column(const Job& job, std::int64_t slot) { return job.append ? job.index.clusters[slot] : 0; }
+__device__ __forceinline__ int first_column(const Job& job, std::int64_t slot) {
+  return job.append ? job.index.clusters[slot] : 0;
+}
 __device__ __forceinline__ int first_place(const Job& job, std::int64_t slot) {
   return job.append ? job.index.begin[slot * (job.index.capacity + 64) + job.index.clusters[slot]] : 0;
 }

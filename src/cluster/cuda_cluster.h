@@ -1,7 +1,7 @@
 // Work of a thread block on the tokens of one cluster: their order, and sums of their rows. Included by cluster/cuda*.cu only.
 //
-// A block's sums have a fixed order (tokens ascending, dealt out to groups of threads, groups added in turn), so that a seed gives
-// one result.
+// A block's sums have a fixed order (tokens ascending, dealt out to groups of threads, groups added in turn), so that a seed
+// gives one result.
 #pragma once
 
 #include "cluster/cuda_batch.h"
@@ -78,7 +78,8 @@ __device__ inline const std::int32_t* sort_tokens(std::int32_t* order, int size,
 
 // Adds load(token, i, x): elements i .. i + 7 of the rows of `tokens`, into shared.mean [dim], times `factor`. Ends in a barrier.
 template <typename Load>
-__device__ inline void mean_of_rows(const std::int32_t* tokens, int size, int dim, float factor, ClusterShared& shared, Load&& load) {
+__device__ inline void mean_of_rows(const std::int32_t* tokens, int size, int dim, float factor, ClusterShared& shared,
+                                    Load&& load) {
   const int lanes = dim / 8;
   const int groups = kClusterThreads / lanes;
   const int group = threadIdx.x / lanes;

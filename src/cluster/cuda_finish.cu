@@ -48,9 +48,8 @@ __global__ void __launch_bounds__(kClusterThreads) finish_kernel(const __grid_co
   for (int i = threadIdx.x; i < size; i += kClusterThreads) out[i] = job.first + tokens[i];
   if (threadIdx.x == 0) index.begin[slot * (index.capacity + 64) + column] = place + first;
 
-  mean_of_rows(tokens, size, batch.dim, inverse * job.k.scale, shared, [&](int token, int i, float(&x)[8]) {
-    load8(row_of(job, job.k, job.first + token, head), job.k.type, i, x);
-  });
+  mean_of_rows(tokens, size, batch.dim, inverse * job.k.scale, shared,
+               [&](int token, int i, float(&x)[8]) { load8(row_of(job, job.k, job.first + token, head), job.k.type, i, x); });
   float* mean_k = work.mean_k + (static_cast<std::int64_t>(problem) * batch.columns + c) * batch.dim;
   for (int i = threadIdx.x; i < batch.dim; i += kClusterThreads) {
     mean_k[i] = shared.mean[i];
@@ -103,7 +102,8 @@ struct Shape16 {
 
 // products [piece] = sum of r r^T over a piece's tokens, r = (k - mean K of its cluster) * scale.
 template <int kDim>
-__global__ void __launch_bounds__(Shape16<kDim>::kWarps * 32, kDim == 256 ? 1 : 2) covariance_kernel(const __grid_constant__ Batch batch) {
+__global__ void __launch_bounds__(Shape16<kDim>::kWarps * 32, kDim == 256 ? 1 : 2)
+    covariance_kernel(const __grid_constant__ Batch batch) {
   using S = Shape16<kDim>;
   __shared__ __align__(16) __half tile[kTokens * S::kStride];
   const int problem = blockIdx.y;
@@ -222,7 +222,8 @@ __global__ void __launch_bounds__(256) shape_kernel(const __grid_constant__ Batc
   const int i = at / batch.dim;
   const int j = at % batch.dim;
   const int square = batch.dim * batch.dim;
-  const float* products = work.products + static_cast<std::int64_t>(problem) * batch.pieces * square + max(i, j) * batch.dim + min(i, j);
+  const float* products =
+      work.products + static_cast<std::int64_t>(problem) * batch.pieces * square + max(i, j) * batch.dim + min(i, j);
   float sum = 0;
   for (int piece = 0; piece < batch.pieces; ++piece) sum += products[static_cast<std::int64_t>(piece) * square];
   const float scale = work.state[problem].scale;
@@ -294,7 +295,8 @@ void covariance_of(const Batch& batch, cudaStream_t stream) {
 
 void finish_clusters(const Batch& batch, cudaStream_t stream) {
   const auto problems = static_cast<unsigned>(batch.job_count * batch.heads);
-  launch("finish_clusters", finish_kernel, {dim3(static_cast<unsigned>(batch.columns), problems), kClusterThreads}, stream, batch);
+  launch("finish_clusters", finish_kernel, {dim3(static_cast<unsigned>(batch.columns), problems), kClusterThreads}, stream,
+         batch);
   switch (batch.dim) {
     case 64:
       covariance_of<64>(batch, stream);

@@ -167,7 +167,8 @@ __global__ void __launch_bounds__(256) load_kernel(const __grid_constant__ Batch
   const float scale = state.scale;
   const float* origin = work.origin + static_cast<std::int64_t>(problem) * kDim;
   {
-    const auto* source = reinterpret_cast<const uint4*>(work.factor + static_cast<std::int64_t>(problem) * tile_bytes(kDim, kDim));
+    const auto* source =
+        reinterpret_cast<const uint4*>(work.factor + static_cast<std::int64_t>(problem) * tile_bytes(kDim, kDim));
     for (int i = threadIdx.x; i < tile_bytes(kDim, kDim) / 16; i += 256) reinterpret_cast<uint4*>(tile)[i] = source[i];
   }
   const int lane = threadIdx.x % 32;

@@ -22,7 +22,8 @@ __device__ Farthest farthest_of(Farthest x) {
   }
   return x;
 }
-__device__ Farthest scan_share(const float* norm, const float* score, const std::int32_t* nearest, const std::int32_t* sizes, int n) {
+__device__ Farthest scan_share(const float* norm, const float* score, const std::int32_t* nearest, const std::int32_t* sizes,
+                               int n) {
   Farthest best{-1, n};
   for (int token = threadIdx.x; token < n; token += kSettleThreads) {
     if (sizes[nearest[token]] < 2) continue;
@@ -161,8 +162,8 @@ void settle_clusters(const Batch& batch, int iteration, cudaStream_t stream) {
 
 void update_centroids(const Batch& batch, int iteration, cudaStream_t stream) {
   const auto problems = static_cast<unsigned>(batch.job_count * batch.heads);
-  launch("update_centroids", update_kernel, {dim3(static_cast<unsigned>(batch.columns), problems), kClusterThreads}, stream, batch,
-         iteration);
+  launch("update_centroids", update_kernel, {dim3(static_cast<unsigned>(batch.columns), problems), kClusterThreads}, stream,
+         batch, iteration);
 }
 
 }  // namespace tactic::cuda
