@@ -111,8 +111,8 @@ struct Layer {
 
 }  // namespace
 
-struct DeviceBatch::Implementation {
-  DeviceBatchConfig config;
+struct DeviceSequences::Implementation {
+  DeviceSequencesConfig config;
   std::vector<Layer> layers;
   Memory common;   // lengths, status, turns, factors
   Memory scratch;  // of clustering
@@ -142,7 +142,7 @@ struct DeviceBatch::Implementation {
 };
 
 // Arrays of a layer from `base` on; a null base only counts.
-void DeviceBatch::Implementation::lay_out(Layer& layer, std::byte* base, std::size_t& used) const {
+void DeviceSequences::Implementation::lay_out(Layer& layer, std::byte* base, std::size_t& used) const {
   const auto take = [&](auto*& out, std::size_t count) {
     used = round_up<std::size_t>(used, 256);
     out = reinterpret_cast<std::remove_reference_t<decltype(out)>>(base + used);
@@ -186,7 +186,7 @@ void DeviceBatch::Implementation::lay_out(Layer& layer, std::byte* base, std::si
   used = round_up<std::size_t>(used, 256);
 }
 
-std::int64_t DeviceBatch::Implementation::due(const Layer& layer, int sequence, std::int32_t tokens) const {
+std::int64_t DeviceSequences::Implementation::due(const Layer& layer, int sequence, std::int32_t tokens) const {
   const Options& o = config.options;
   if (o.method == Method::full) return 0;
   const auto& lasts = layer.lasts[static_cast<std::size_t>(sequence)];
@@ -196,7 +196,7 @@ std::int64_t DeviceBatch::Implementation::due(const Layer& layer, int sequence, 
   return waiting >= o.recluster_tokens ? o.recluster_tokens : 0;
 }
 
-DeviceBatch::DeviceBatch(const DeviceBatchConfig& config) : state_(std::make_unique<Implementation>()) {
+DeviceSequences::DeviceSequences(const DeviceSequencesConfig& config) : state_(std::make_unique<Implementation>()) {
   validate(config.shape);
   validate(config.options);
   const auto in_range = [](const char* field, int value, int most) {
@@ -216,12 +216,12 @@ DeviceBatch::DeviceBatch(const DeviceBatchConfig& config) : state_(std::make_uni
   const std::size_t factor_bytes = kLayersTogether * static_cast<std::size_t>(config.shape.kv_heads) * dim * dim * 4;
   state.common = Memory(2 * words + round_up<std::size_t>(turns.size() * 4, 256) + factor_bytes);
   auto* base = static_cast<std::byte*>(state.common.data());
-  check(cudaMemset(base, 0, state.common.bytes()), "DeviceBatch");
+  check(cudaMemset(base, 0, state.common.bytes()), "DeviceSequences");
   state.lengths = reinterpret_cast<std::int32_t*>(base);
   state.status = reinterpret_cast<std::uint32_t*>(base + words);
   state.factors = reinterpret_cast<float*>(base + 2 * words);
   auto* table = reinterpret_cast<float*>(base + 2 * words + factor_bytes);
-  check(cudaMemcpy(table, turns.data(), turns.size() * 4, cudaMemcpyHostToDevice), "DeviceBatch");
+  check(cudaMemcpy(table, turns.data(), turns.size() * 4, cudaMemcpyHostToDevice), "DeviceSequences");
   state.turns = {config.rotary.layout, std::min(static_cast<int>(config.rotary.frequency.size()), config.shape.head_dim / 2),
                  table};
 
@@ -230,44 +230,44 @@ DeviceBatch::DeviceBatch(const DeviceBatchConfig& config) : state_(std::make_uni
     std::size_t bytes = 0;
     state.lay_out(layer, nullptr, bytes);
     layer.memory = Memory(bytes);
-    check(cudaMemset(layer.memory.data(), 0, bytes), "DeviceBatch");
+    check(cudaMemset(layer.memory.data(), 0, bytes), "DeviceSequences");
     bytes = 0;
     state.lay_out(layer, static_cast<std::byte*>(layer.memory.data()), bytes);
     check(cudaMemset(layer.ring.tokens, 0xff, static_cast<std::size_t>(config.sequences) * QueryRing::kWindow * 4),
-          "DeviceBatch");
+          "DeviceSequences");
     layer.lasts.resize(static_cast<std::size_t>(config.sequences));
   }
 }
 
-DeviceBatch::~DeviceBatch() = default;
+DeviceSequences::~DeviceSequences() = default;
 
-const DeviceBatchConfig& DeviceBatch::config() const { return state_->config; }
-const DeviceIndex& DeviceBatch::index(int layer) const { return state_->layers[static_cast<std::size_t>(layer)].index; }
-std::int32_t* DeviceBatch::lengths() const { return state_->lengths; }
-std::uint32_t* DeviceBatch::status() const { return state_->status; }
+const DeviceSequencesConfig& DeviceSequences::config() const { return state_->config; }
+const DeviceIndex& DeviceSequences::index(int layer) const { return state_->layers[static_cast<std::size_t>(layer)].index; }
+std::int32_t* DeviceSequences::lengths() const { return state_->lengths; }
+std::uint32_t* DeviceSequences::status() const { return state_->status; }
 
-std::size_t DeviceBatch::bytes() const {
+std::size_t DeviceSequences::bytes() const {
   std::size_t bytes = state_->common.bytes() + state_->scratch.bytes();
   for (const Layer& layer : state_->layers) bytes += layer.memory.bytes();
   return bytes;
 }
 
-void DeviceBatch::append(DeviceStream stream) {
+void DeviceSequences::append(DeviceStream stream) {
   const auto blocks = static_cast<unsigned>((state_->config.sequences + 127) / 128);
   launch("append", append_kernel, {blocks, 128}, stream, state_->lengths, state_->status, state_->config.sequences,
          state_->config.max_length);
 }
 
-void DeviceBatch::observe(int layer, const DeviceQuery& query, DeviceStream stream) {
+void DeviceSequences::observe(int layer, const DeviceQuery& query, DeviceStream stream) {
   observe_step(state_->layers[static_cast<std::size_t>(layer)].ring, query, state_->lengths, state_->config.sequences, stream);
 }
 
-void DeviceBatch::clear(int sequence, DeviceStream stream) {
+void DeviceSequences::clear(int sequence, DeviceStream stream) {
   truncate(sequence, 0, stream);
   for (Layer& layer : state_->layers) clear_query_ring(layer.ring, sequence, stream);
 }
 
-void DeviceBatch::set_length(int sequence, std::int32_t tokens, DeviceStream stream) {
+void DeviceSequences::set_length(int sequence, std::int32_t tokens, DeviceStream stream) {
   if (tokens < 0 || tokens > state_->config.max_length) {
     throw Error(Status::invalid_argument, "length is " + std::to_string(tokens) + ", must be in [0, " +
                                               std::to_string(state_->config.max_length) + "], the batch's max_length");
@@ -275,17 +275,17 @@ void DeviceBatch::set_length(int sequence, std::int32_t tokens, DeviceStream str
   launch("set_length", set_length_kernel, {1, 1}, stream, state_->lengths, sequence, tokens);
 }
 
-void DeviceBatch::observe_prompt(int layer, int sequence, const void* q, DeviceType type, std::int64_t token_stride,
+void DeviceSequences::observe_prompt(int layer, int sequence, const void* q, DeviceType type, std::int64_t token_stride,
                                  std::int32_t first, std::int32_t tokens, DeviceStream stream) {
   tactic::cuda::observe_prompt(state_->layers[static_cast<std::size_t>(layer)].ring, state_->config.shape, sequence, q, type,
                                token_stride, first, tokens, stream);
 }
 
-std::int32_t DeviceBatch::due(int layer, int sequence, std::int32_t tokens) const {
+std::int32_t DeviceSequences::due(int layer, int sequence, std::int32_t tokens) const {
   return static_cast<std::int32_t>(state_->due(state_->layers[static_cast<std::size_t>(layer)], sequence, tokens));
 }
 
-std::int32_t DeviceBatch::cluster(int first_layer, std::span<const DeviceKv> kv, int sequence, std::int32_t tokens,
+std::int32_t DeviceSequences::cluster(int first_layer, std::span<const DeviceKv> kv, int sequence, std::int32_t tokens,
                                   DeviceStream stream) {
   Implementation& state = *state_;
   const Options& options = state.config.options;
@@ -350,7 +350,7 @@ std::int32_t DeviceBatch::cluster(int first_layer, std::span<const DeviceKv> kv,
   return most;
 }
 
-void DeviceBatch::truncate(int sequence, std::int32_t tokens, DeviceStream stream) {
+void DeviceSequences::truncate(int sequence, std::int32_t tokens, DeviceStream stream) {
   set_length(sequence, tokens, stream);
   for (Layer& layer : state_->layers) {
     auto& lasts = layer.lasts[static_cast<std::size_t>(sequence)];
@@ -360,7 +360,7 @@ void DeviceBatch::truncate(int sequence, std::int32_t tokens, DeviceStream strea
   }
 }
 
-void DeviceBatch::settle(DeviceStream stream) {
+void DeviceSequences::settle(DeviceStream stream) {
   Implementation& state = *state_;
   const auto sequences = static_cast<std::size_t>(state.config.sequences);
   const auto copy = [&](auto& to, const auto* from) {

@@ -12,7 +12,7 @@
 
 namespace tactic::cuda {
 
-struct DeviceBatchConfig {
+struct DeviceSequencesConfig {
   int layers = 0;
   int sequences = 0;
   std::int32_t max_length = 0;  // tokens that a sequence can reach; sizes the index
@@ -24,14 +24,14 @@ struct DeviceBatchConfig {
 // Owns the device memory of the indexes; K and V stay the caller's. All arrays keep their place and their size from construction
 // on, and all counts are on the device: a captured graph of decode steps stays valid while sequences grow, are clustered anew and
 // roll back. Calls are ordered by their stream; one call at a time.
-class DeviceBatch {
+class DeviceSequences {
  public:
-  explicit DeviceBatch(const DeviceBatchConfig& config);  // throws Error
-  ~DeviceBatch();
-  DeviceBatch(const DeviceBatch&) = delete;
-  DeviceBatch& operator=(const DeviceBatch&) = delete;
+  explicit DeviceSequences(const DeviceSequencesConfig& config);  // throws Error
+  ~DeviceSequences();
+  DeviceSequences(const DeviceSequences&) = delete;
+  DeviceSequences& operator=(const DeviceSequences&) = delete;
 
-  const DeviceBatchConfig& config() const;
+  const DeviceSequencesConfig& config() const;
   const DeviceIndex& index(int layer) const;
   std::int32_t* lengths() const;  // [S], on the device
   std::uint32_t* status() const;  // [S] device_status bits of clusterings and appends, on the device

@@ -4,25 +4,25 @@
 
 namespace tactic::cuda {
 
-struct DeviceBatch::Implementation {};
+struct DeviceSequences::Implementation {};
 
-DeviceBatch::DeviceBatch(const DeviceBatchConfig&) { throw_absent(); }
-DeviceBatch::~DeviceBatch() = default;
-const DeviceBatchConfig& DeviceBatch::config() const { throw_absent(); }
-const DeviceIndex& DeviceBatch::index(int) const { throw_absent(); }
-std::int32_t* DeviceBatch::lengths() const { throw_absent(); }
-std::uint32_t* DeviceBatch::status() const { throw_absent(); }
-std::size_t DeviceBatch::bytes() const { throw_absent(); }
-void DeviceBatch::append(DeviceStream) { throw_absent(); }
-void DeviceBatch::observe(int, const DeviceQuery&, DeviceStream) { throw_absent(); }
-void DeviceBatch::clear(int, DeviceStream) { throw_absent(); }
-void DeviceBatch::set_length(int, std::int32_t, DeviceStream) { throw_absent(); }
-void DeviceBatch::observe_prompt(int, int, const void*, DeviceType, std::int64_t, std::int32_t, std::int32_t, DeviceStream) {
+DeviceSequences::DeviceSequences(const DeviceSequencesConfig&) { throw_absent(); }
+DeviceSequences::~DeviceSequences() = default;
+const DeviceSequencesConfig& DeviceSequences::config() const { throw_absent(); }
+const DeviceIndex& DeviceSequences::index(int) const { throw_absent(); }
+std::int32_t* DeviceSequences::lengths() const { throw_absent(); }
+std::uint32_t* DeviceSequences::status() const { throw_absent(); }
+std::size_t DeviceSequences::bytes() const { throw_absent(); }
+void DeviceSequences::append(DeviceStream) { throw_absent(); }
+void DeviceSequences::observe(int, const DeviceQuery&, DeviceStream) { throw_absent(); }
+void DeviceSequences::clear(int, DeviceStream) { throw_absent(); }
+void DeviceSequences::set_length(int, std::int32_t, DeviceStream) { throw_absent(); }
+void DeviceSequences::observe_prompt(int, int, const void*, DeviceType, std::int64_t, std::int32_t, std::int32_t, DeviceStream) {
   throw_absent();
 }
-std::int32_t DeviceBatch::due(int, int, std::int32_t) const { throw_absent(); }
-std::int32_t DeviceBatch::cluster(int, std::span<const DeviceKv>, int, std::int32_t, DeviceStream) { throw_absent(); }
-void DeviceBatch::truncate(int, std::int32_t, DeviceStream) { throw_absent(); }
-void DeviceBatch::settle(DeviceStream) { throw_absent(); }
+std::int32_t DeviceSequences::due(int, int, std::int32_t) const { throw_absent(); }
+std::int32_t DeviceSequences::cluster(int, std::span<const DeviceKv>, int, std::int32_t, DeviceStream) { throw_absent(); }
+void DeviceSequences::truncate(int, std::int32_t, DeviceStream) { throw_absent(); }
+void DeviceSequences::settle(DeviceStream) { throw_absent(); }
 
 }  // namespace tactic::cuda
