@@ -16,7 +16,7 @@ constexpr unsigned kCodeBits =
 template <int kDim>
 struct Steps {
   static constexpr int kRows = kDim <= 128 ? 2 : 1;
-  static constexpr int kColumns = kRows == 2 ? kTileClusters : kTileClusters / 2;
+  [[maybe_unused]] static constexpr int kColumns = kRows == 2 ? kTileClusters : kTileClusters / 2;
   static constexpr int kTokens = kGroups * 64 * kRows;
 };
 
