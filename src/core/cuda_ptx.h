@@ -64,14 +64,15 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
-// Stores into the same place of the shared memory of the cluster's block `rank`.
-__device__ __forceinline__ void store_in_block(float* own, int rank, float value) {
+// Stores into the same place of the shared memory of the cluster's block `rank`. 16-byte aligned.
+__device__ __forceinline__ void store_in_block(float* own, int rank, float4 v) {
 #if __CUDA_ARCH__ >= 900
   std::uint32_t address;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(own)), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+               : "memory");
 #else
-  if (rank == 0) *own = value;
+  if (rank == 0) *reinterpret_cast<float4*>(own) = v;
 #endif
 }
 

@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "select/cuda.h"
 #include "select/cuda_choose.h"
+#include "select/cuda_exported.h"
 #include "select/loss.h"
 
 namespace tactic::cuda {
@@ -21,17 +22,19 @@ __device__ void fetch_columns(const SelectTask& task, const Piece& piece, const 
     if constexpr (Shape::kInt8) copy_async(shared.scale + i, task.index.centroid_scale + at + i);
   }
   for (int i = thread * 4; i < piece.count + 1; i += threads * 4) copy_async(shared.begin + i, begin + i);
+  const std::int32_t* part_begin = task.index.part_begin + static_cast<std::int64_t>(piece.slot) * (task.index.part_capacity + 1);
+  if (thread < piece.parts) shared.part_end[thread] = part_begin[thread + 1];
 }
 
 // The tokens that are attended without being listed. Reports a length that cannot be.
-__device__ FixedTokens fixed_tokens(const SelectTask& task, const Piece& piece, bool& sound) {
-  const int length = *(task.kv.lengths + piece.sequence);
+__device__ FixedTokens fixed_tokens(const SelectTask& task, const Piece& piece, bool& sound, bool report) {
+  const int length = *static_cast<const volatile std::int32_t*>(task.kv.lengths + piece.sequence);
   const int first = task.index.range[2 * piece.sequence];
   const int last = task.index.range[2 * piece.sequence + 1];
   sound = length >= 0 && length <= task.kv.max_length && last <= length;
   const bool ordered = first >= 0 && first <= last && task.index.clusters[piece.slot] >= 0 &&
                        task.index.clusters[piece.slot] <= task.index.capacity;
-  if (threadIdx.x == 0 && piece.rank == 0) {
+  if (report && threadIdx.x == 0 && piece.rank == 0) {
     if (!sound) atomicOr(task.status + piece.sequence, device_status::bad_length);
     if (!ordered) atomicOr(task.status + piece.sequence, device_status::bad_index);
   }
@@ -39,14 +42,19 @@ __device__ FixedTokens fixed_tokens(const SelectTask& task, const Piece& piece, 
   return sound ? FixedTokens{first, last - first, length - (last - first)} : FixedTokens{0, 0, 0};
 }
 
+// A tile of always-attended tokens goes to a warp that has the fewest tiles of centroids: from the last warp down.
+__device__ __forceinline__ int first_fixed_tile(const Piece& piece) {
+  return piece.rank + piece.pieces * (piece.warps - 1 - piece.warp);
+}
+
 template <typename Shape>
 __global__ void __launch_bounds__(512, 1) select_kernel(const __grid_constant__ SelectTask task) {
   extern __shared__ __align__(16) std::byte memory[];
   constexpr int kStages = Shape::kChunks <= 2 ? 2 : 1;  // centroid tiles a warp loads ahead: registers
-  if (task.lists.pieces > 1) cluster_arrive();
+  if (task.pieces > 1) cluster_arrive();
   const Piece piece(task);
   SelectShared<Shape> shared;
-  shared.place(memory, task.columns, task.index.part_capacity, piece.warps);
+  shared.place(memory, task.columns, task.index.part_capacity, piece.pieces, piece.warps, task.query.softcap > 0);
 
   // What the index holds does not depend on the kernel before: it may be read before that has ended.
   fetch_columns(task, piece, shared);
@@ -56,6 +64,12 @@ __global__ void __launch_bounds__(512, 1) select_kernel(const __grid_constant__ 
   for (int s = 0; s < kStages; ++s) {
     if (piece.warp + s * piece.warps < tiles) load_centroids<Shape>(task, piece, piece.warp + s * piece.warps, ahead[s]);
   }
+  const int row_tiles = task.query.shape.head_dim / kTileRows;
+  const int forms = task.spread ? piece.parts * row_tiles : 0;
+  RowTile<Shape::kBf16Chunks> rows;
+  if (piece.warp < forms) load_shape<Shape>(task, piece, piece.warp / row_tiles, piece.warp % row_tiles, rows);
+  bool sound;
+  prefetch_fixed(task, piece, fixed_tokens(task, piece, sound, false), first_fixed_tile(piece));
   wait_copies();
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < piece.count; i += static_cast<int>(blockDim.x)) {
@@ -64,100 +78,81 @@ __global__ void __launch_bounds__(512, 1) select_kernel(const __grid_constant__ 
 
   wait_for_predecessor();
   let_successor_start();
-  bool sound;
-  const FixedTokens fixed = fixed_tokens(task, piece, sound);
+  const FixedTokens fixed = fixed_tokens(task, piece, sound, true);
   for (int member = piece.warp; member < Shape::kGroup; member += piece.warps) stage_query(task, piece, shared, member);
   __syncthreads();
-  if (task.lists.pieces > 1) cluster_wait();  // all blocks of the head run
-  if (task.spread) {
-    const int row_tiles = task.query.shape.head_dim / kTileRows;
-    for (int u = piece.rank + piece.pieces * piece.warp; u < piece.parts * row_tiles; u += piece.pieces * piece.warps) {
-      share_form(task, piece, shared, u / row_tiles, u % row_tiles);
-    }
+  for (int u = piece.warp; u < forms; u += piece.warps) {
+    if (u != piece.warp) load_shape<Shape>(task, piece, u / row_tiles, u % row_tiles, rows);
+    sum_form(piece, shared, u / row_tiles, u % row_tiles, rows);
   }
-  if (task.lists.pieces > 1) cluster_arrive();
-
-  for (int tile = piece.warp; tile < tiles;) {
-#pragma unroll
-    for (int s = 0; s < kStages; ++s) {
-      if (tile >= tiles) break;
-      score_centroids(task, piece, shared, tile, ahead[s]);
-      const int next = tile + kStages * piece.warps;
-      if (next < tiles) load_centroids<Shape>(task, piece, next, ahead[s]);
-      tile += piece.warps;
-    }
-  }
-  RunningSum sums[Shape::kQueryTiles][2];
-  for (int tile = piece.rank + piece.pieces * piece.warp; tile * kTileRows < fixed.count; tile += piece.pieces * piece.warps) {
-    RowTile<Shape::kBf16Chunks> rows;
-    bool valid[2];
-    load_fixed<Shape>(task, piece, fixed, tile, rows, valid);
-    score_fixed(task, piece, shared, rows, valid, sums);
-  }
-#pragma unroll
-  for (int i = 0; i < Shape::kQueryTiles; ++i) {
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-#pragma unroll
-      for (int o = 16; o > 1; o /= 2) {
-        const float top = __shfl_xor_sync(~0u, sums[i][k].top, o);
-        const float sum = __shfl_xor_sync(~0u, sums[i][k].sum, o);
-        sums[i][k].merge(top, sum);
-      }
-      const int at = (piece.warps + piece.warp) * Shape::kGroup + i * 4 + piece.lane * 2 + k;
-      if (piece.lane < 2) {
-        shared.top[at] = sums[i][k].top;
-        shared.sum[at] = sums[i][k].sum;
-      }
-    }
-  }
-  if (task.lists.pieces > 1) cluster_wait();  // half variances are there
   __syncthreads();
 
-  const float total = normaliser(task, piece, shared);
+  RunningSum sums[Shape::kQueryTiles][2];
+  {
+    CentroidScorer<Shape> scorer(task, piece, shared);
+    for (int tile = piece.warp; tile < tiles;) {
+#pragma unroll
+      for (int s = 0; s < kStages; ++s) {
+        if (tile >= tiles) break;
+        scorer.score(tile, ahead[s], sums);
+        const int next = tile + kStages * piece.warps;
+        if (next < tiles) load_centroids<Shape>(task, piece, next, ahead[s]);
+        tile += piece.warps;
+      }
+    }
+  }
+  if (first_fixed_tile(piece) * kTileRows < fixed.count) {
+    const QueryFragments<Shape, Shape::kBf16Chunks> query(shared.query16, Shape::kBf16Pitch, piece.lane);
+    for (int tile = first_fixed_tile(piece); tile * kTileRows < fixed.count; tile += piece.pieces * piece.warps) {
+      bool valid[2];
+      load_fixed<Shape>(task, piece, fixed, tile, rows, valid);
+      score_fixed<Shape>(task, piece, query, rows, valid, sums);
+    }
+  }
+  if (task.pieces > 1) cluster_wait();  // all blocks of the head run
+  share_sums(piece, shared, sums);
+  if (task.pieces > 1) {
+    cluster_arrive();
+    cluster_wait();
+  } else {
+    __syncthreads();
+  }
+  join_sums(piece, shared);
+  __syncthreads();
+
   const int member = static_cast<int>(threadIdx.x);
   if (piece.rank == 0 && member < task.query.shape.group()) {
+    const float total = shared.total[member];
     task.lists.reference[piece.slot * task.query.shape.group() + member] = total * kLn2;
     if (!isfinite(total) && sound && piece.count > 0) atomicOr(task.status + piece.sequence, device_status::non_finite);
   }
-  choose_columns(task, piece, shared, total);
+  if (task.exported.share != nullptr) return export_columns(task, piece, shared);
+  choose_columns(task, piece, shared);
   __syncthreads();
-  const Offsets tokens(shared.count, piece), chosen(shared.count + 32, piece), represented(shared.count + 64, piece);
-  list_columns(task, piece, shared, tokens.before, chosen.before, represented.before);
+  const ColumnSet set{piece.slot,
+                      piece.slot * piece.pieces + piece.rank,
+                      piece.first,
+                      sound ? piece.count : 0,
+                      piece.warp,
+                      piece.warps,
+                      piece.lane,
+                      shared.code,
+                      shared.begin,
+                      reinterpret_cast<std::int32_t*>(shared.scale),
+                      reinterpret_cast<std::int32_t*>(shared.spread)};
+  const Offsets tokens(shared.count, set), chosen(shared.count + 32, set), represented(shared.count + 64, set);
+  list_columns(task.lists, set, task.query.shape.group(), tokens.before, chosen.before, represented.before,
+               [&](int c, int m) { return shared.mass[c * Shape::kGroup + m]; });
   if (threadIdx.x == 0) {
-    const int at = piece.slot * piece.pieces + piece.rank;
-    task.lists.token_first[at] = piece.count > 0 ? shared.begin[0] : 0;
-    task.lists.token_count[at] = sound && piece.count > 0 ? tokens.all : 0;
-    task.lists.represented_count[at] = sound && piece.count > 0 ? represented.all : 0;
+    task.lists.token_first[set.stretch] = set.count > 0 ? shared.begin[0] : 0;
+    task.lists.token_count[set.stretch] = set.count > 0 ? tokens.all : 0;
+    task.lists.represented_count[set.stretch] = set.count > 0 ? represented.all : 0;
   }
   __syncthreads();
-  if (sound && piece.count > 0) list_tokens(task, piece, shared, chosen.all);
+  if (set.count > 0) list_tokens(task.index, task.lists, set, chosen.all);
 }
 
 // ---- launch ----------------------------------------------------------------------------------------------------------
-
-struct DeviceFacts {
-  int processors = 0;
-  int shared_bytes = 0;  // a block can have
-  bool clusters = false;
-};
-
-const DeviceFacts& device_facts() {
-  constexpr int kDevices = 64;
-  static DeviceFacts facts[kDevices];
-  int device = 0;
-  check(cudaGetDevice(&device), "current CUDA device");
-  DeviceFacts& own = facts[std::min(device, kDevices - 1)];
-  if (own.processors == 0) {
-    int major = 0, processors = 0;
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
-    check(cudaDeviceGetAttribute(&own.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory");
-    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "processor count");
-    own.clusters = major >= 9;
-    own.processors = processors;
-  }
-  return own;
-}
 
 struct Plan {
   int pieces = 1;
@@ -172,12 +167,13 @@ Plan make_plan(const DeviceKv& kv, const DeviceIndex& index) {
   Plan plan;
   const int slots = kv.sequences * kv.kv_heads;
   if (facts.clusters) {
-    while (plan.pieces < kPortablePieces && slots * plan.pieces * 2 <= 2 * facts.processors &&
+    while (plan.pieces < kPortablePieces && slots * plan.pieces * 2 <= facts.processors &&
            index.capacity / plan.pieces >= 2 * kFewestColumns) {
       plan.pieces *= 2;
     }
   }
-  if (slots * plan.pieces <= facts.processors) plan.threads = 512;
+  // One large block a processor, or two smaller ones when there are more blocks than processors.
+  plan.threads = slots * plan.pieces <= facts.processors ? 512 : 256;
   plan.columns = ((index.capacity + plan.pieces - 1) / plan.pieces + kTileRows - 1) / kTileRows * kTileRows;
   return plan;
 }
@@ -186,7 +182,8 @@ template <int Group, int Dim, bool Int8>
 void launch_select(const SelectTask& task, const Plan& plan, cudaStream_t stream) {
   using Shape = SelectShape<Group, Dim, Int8>;
   SelectShared<Shape> measure;
-  const std::size_t bytes = measure.place(nullptr, plan.columns, task.index.part_capacity, plan.threads / 32);
+  const std::size_t bytes =
+      measure.place(nullptr, plan.columns, task.index.part_capacity, plan.pieces, plan.threads / 32, task.query.softcap > 0);
   const DeviceFacts& facts = device_facts();
   if (bytes > static_cast<std::size_t>(facts.shared_bytes)) {
     throw Error(Status::unsupported, "capacity: " + std::to_string(task.index.capacity) + " clusters a KV head need " +
@@ -225,34 +222,31 @@ void launch_dim(const SelectTask& task, const Plan& plan, cudaStream_t stream) {
   }
 }
 
-// Stretches of the scratch, each on a 256-byte border.
-class Carver {
- public:
-  explicit Carver(void* base) : base_(static_cast<std::byte*>(base)) {}
-  template <typename T>
-  T* take(std::size_t count) {
-    std::byte* at = base_ + used_;
-    used_ += (count * sizeof(T) + 255) / 256 * 256;
-    return reinterpret_cast<T*>(at);
-  }
-  std::size_t used() const { return used_; }
+bool chooses_here(const Options& options) {
+  return options.method == Method::tactic && options.goal == Goal::error && !options.promise;
+}
 
- private:
-  std::byte* base_;
-  std::size_t used_ = 0;
+// The lists and what else a selection needs, as stretches of the scratch.
+struct Carved {
+  DeviceLists lists;
+  SelectExport exported;
+  std::byte* rest = nullptr;  // of `paper`
+  std::size_t bytes = 0;      // without it
 };
 
-DeviceLists carve(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, void* scratch, std::size_t* bytes) {
+Carved carve(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options, void* scratch) {
   const Plan plan = make_plan(kv, index);
+  const bool here = chooses_here(options);
   Carver carver(scratch);
   const auto slots = static_cast<std::size_t>(kv.sequences) * static_cast<std::size_t>(kv.kv_heads);
-  const auto pieces = slots * static_cast<std::size_t>(plan.pieces);
-  const auto columns = pieces * static_cast<std::size_t>(plan.columns);
   const auto group = static_cast<std::size_t>(query.shape.group());
-  DeviceLists lists;
-  lists.pieces = plan.pieces;
+  Carved carved;
+  DeviceLists& lists = carved.lists;
+  lists.pieces = here ? plan.pieces : 1;
   lists.token_stride = index.token_capacity;
-  lists.represented_stride = plan.columns;
+  lists.represented_stride = here ? plan.columns : index.capacity;
+  const auto pieces = slots * static_cast<std::size_t>(lists.pieces);
+  const auto columns = pieces * static_cast<std::size_t>(lists.represented_stride);
   lists.token_first = carver.take<std::int32_t>(pieces);
   lists.token_count = carver.take<std::int32_t>(pieces);
   lists.represented_count = carver.take<std::int32_t>(pieces);
@@ -260,28 +254,62 @@ DeviceLists carve(const DeviceQuery& query, const DeviceKv& kv, const DeviceInde
   lists.represented = carver.take<std::int32_t>(columns);
   lists.log_weight = carver.take<float>(columns * group);
   lists.tokens = carver.take<std::int32_t>(slots * static_cast<std::size_t>(index.token_capacity));
-  *bytes = carver.used();
-  return lists;
+  if (!here) {
+    const std::size_t cells = slots * group * static_cast<std::size_t>(index.capacity);
+    carved.exported = {carver.take<float>(cells), carver.take<float>(cells), carver.take<float>(cells)};
+  }
+  carved.bytes = carver.used();
+  carved.rest = static_cast<std::byte*>(scratch) + carved.bytes;
+  return carved;
 }
 
 }  // namespace
 
-std::size_t select_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options&) {
-  std::size_t bytes = 0;
-  carve(query, kv, index, nullptr, &bytes);
-  return bytes;
+const DeviceFacts& device_facts() {
+  constexpr int kDevices = 64;
+  static DeviceFacts facts[kDevices];
+  int device = 0;
+  check(cudaGetDevice(&device), "current CUDA device");
+  DeviceFacts& own = facts[std::min(device, kDevices - 1)];
+  if (own.processors == 0) {
+    int major = 0, processors = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+    check(cudaDeviceGetAttribute(&own.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory");
+    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "processor count");
+    own.clusters = major >= 9;
+    own.processors = processors;
+  }
+  return own;
 }
 
-DeviceLists select_lists(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options&, void* scratch) {
-  std::size_t bytes = 0;
-  return carve(query, kv, index, scratch, &bytes);
+std::size_t select_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options) {
+  return carve(query, kv, index, options, nullptr).bytes +
+         (options.method == Method::paper ? paper_scratch_bytes(query, kv, index) : 0);
+}
+
+DeviceLists select_lists(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options,
+                         void* scratch) {
+  return carve(query, kv, index, options, scratch).lists;
 }
 
 void select(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options,
-            const DeviceLists& lists, std::uint32_t* status, void*, DeviceStream stream) {
+            const DeviceLists& lists, std::uint32_t* status, void* scratch, DeviceStream stream) {
+  if (options.promise) throw Error(Status::unsupported, "options.promise is 1: the device has no probe of heads; use 0");
   const Plan plan = make_plan(kv, index);
-  SelectTask task{
-      query, kv, index, lists, status, plan.columns, loss_per_row(options.mass), options.spread, options.tail_clusters > 0};
+  const bool paper = options.method == Method::paper;
+  Carved carved = carve(query, kv, index, options, scratch);
+  SelectTask task;
+  task.query = query;
+  task.kv = kv;
+  task.index = index;
+  task.lists = lists;
+  if (!chooses_here(options)) task.exported = carved.exported;
+  task.status = status;
+  task.pieces = plan.pieces;
+  task.columns = plan.columns;
+  task.loss_per_row = loss_per_row(options.mass);
+  task.spread = options.spread && !paper;
+  task.represent = options.tail_clusters > 0;
   const int group = query.shape.group();
   if (group <= 4) {
     launch_dim<4>(task, plan, stream);
@@ -289,6 +317,11 @@ void select(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& ind
     launch_dim<8>(task, plan, stream);
   } else {
     launch_dim<16>(task, plan, stream);
+  }
+  if (paper) {
+    choose_by_paper(task, options, carved.rest, stream);
+  } else if (options.goal == Goal::mass) {
+    choose_by_mass(task, options, stream);
   }
 }
 

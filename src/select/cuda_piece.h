@@ -9,13 +9,22 @@
 
 namespace tactic::cuda {
 
+// What the selection kernel leaves for a choice that is made elsewhere, [slots, G, capacity], base 2; or null.
+struct SelectExport {
+  float* logit = nullptr;
+  float* share = nullptr;   // log of a column's estimated share of the head's mass
+  float* weight = nullptr;  // log of the weight of its mean V (not relative)
+};
+
 // Arguments of the selection kernel. One thread block is one piece: the columns of one (sequence, KV head) that it owns.
 struct SelectTask {
   DeviceQuery query;
   DeviceKv kv;
   DeviceIndex index;
   DeviceLists lists;
+  SelectExport exported;  // not null: no choice is made here
   std::uint32_t* status;
+  int pieces;          // thread blocks of a (sequence, head)
   int columns;         // most columns of a piece, a multiple of 16
   float loss_per_row;  // the price
   bool spread;
@@ -28,6 +37,9 @@ constexpr float kLn2 = 0.69314718f;
 constexpr float kLowest = -1e30f;  // stands for -inf where differences must stay numbers
 constexpr int kMostPieces = 16;    // blocks of the largest thread-block cluster
 
+// Bytes of a row of q in shared memory: quads of lanes that read neighbouring rows at once then hit different banks.
+constexpr int row_pitch(int bytes) { return bytes % 128 == 64 ? bytes : bytes + 64; }
+
 // Compile-time shape of a kernel: Group is the group padded to 4, 8 or 16; Dim is head_dim padded to 64, 128 or 256.
 template <int Group, int Dim, bool Int8>
 struct SelectShape {
@@ -39,56 +51,55 @@ struct SelectShape {
   static constexpr int kRowTiles = Dim / kTileRows;  // of the covariance
   static constexpr int kBf16Chunks = Dim * 2 / 64;   // 64 bytes of a row that a quad of lanes loads at once
   static constexpr int kChunks = Int8 ? Dim / 64 : kBf16Chunks;
-  static constexpr int kBf16Pitch = Dim * 2 + 16;  // bytes of a row of q in shared memory; + 16: other banks for the next
-  static constexpr int kInt8Pitch = Dim + 16;
-  static constexpr int kPerWarp = 32 / Group;  // columns whose heads a warp looks at side by side
+  static constexpr int kBf16Pitch = row_pitch(Dim * 2);
+  static constexpr int kInt8Pitch = row_pitch(Dim);
 };
 
 // Shared memory of a piece of `columns` columns with `parts` parts and `warps` warps.
 template <typename Shape>
 struct SelectShared {
-  float* logit;         // [columns, kGroup] base 2; log weights of represented columns in the end
-  float* log_size;      // [columns] base 2
-  float* spread;        // [columns]; later the place of a chosen column's tokens in the list
-  float* scale;         // [columns] of int8 centroids; later numbers of chosen columns
-  std::int32_t* begin;  // [columns + 16]
-  float* form;          // [parts, kRowTiles, kGroup] q' shape q by rows of `shape`
-  float* query;         // [kGroup, kDim]
-  float* query_scale;   // [kGroup]
-  float* top;           // [2 * warps, kGroup] maxima of warps: clusters, then always-attended tokens
-  float* sum;           // [2 * warps, kGroup]
-  float* piece_top;     // [kMostPieces, kGroup]
-  float* piece_sum;     // [kMostPieces, kGroup]
-  std::int32_t* count;  // [3, 32] tokens, chosen and represented columns of a warp
-  std::byte* query16;   // [kQueryTiles * 8, kBf16Pitch]
-  std::byte* query8;    // [kQueryTiles * 8, kInt8Pitch]
-  std::uint8_t* code;   // [columns]
+  float* mass;             // [columns, kGroup] log2 of the estimated mass; log weights of represented columns in the end
+  float* logit;            // [columns, kGroup] base 2, with a softcap only
+  float* log_size;         // [columns] base 2
+  float* spread;           // [columns]; later the place of a chosen column's tokens in the list
+  float* scale;            // [columns] of int8 centroids; later numbers of chosen columns
+  std::int32_t* begin;     // [columns + 16]
+  float* form;             // [parts, kRowTiles, kGroup] q' shape q by rows of `shape`
+  std::int32_t* part_end;  // [parts] column behind it
+  float* query;            // [kGroup, kDim]
+  float* query_scale;      // [kGroup]
+  float* sums;             // [kMostPieces * warps, kGroup, 2] maximum and sum of each warp of all pieces
+  float* total;            // [kGroup] log2 of the mass
+  std::int32_t* count;     // [3, 32] tokens, chosen and represented columns of a warp
+  std::byte* query16;      // [kQueryTiles * 8, kBf16Pitch]
+  std::byte* query8;       // [kQueryTiles * 8, kInt8Pitch]
+  std::uint8_t* code;      // [columns]
 
   static constexpr __host__ __device__ std::size_t padded(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
 
   // With base null it only measures.
-  __host__ __device__ std::size_t place(std::byte* base, int columns, int parts, int warps) {
+  __host__ __device__ std::size_t place(std::byte* base, int columns, int parts, int pieces, int warps, bool softcap) {
     std::size_t at = 0;
-    const auto take = [&](auto*& pointer, std::size_t count_of) {
+    const auto take = [&](auto*& pointer, std::size_t size) {
       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(base + at);
-      at += padded(count_of * sizeof(*pointer));
+      at += padded(size * sizeof(*pointer));
     };
     const auto w = static_cast<std::size_t>(columns);
-    take(logit, w * Shape::kGroup);
+    take(sums, static_cast<std::size_t>(pieces * warps) * Shape::kGroup * 2);  // first: the same place in all blocks
+    take(mass, w * Shape::kGroup);
+    take(logit, softcap ? w * Shape::kGroup : 0);
     take(log_size, w);
     take(spread, w);
     take(scale, w);
     take(begin, w + 16);
     take(form, static_cast<std::size_t>(parts) * Shape::kRowTiles * Shape::kGroup);
+    take(part_end, static_cast<std::size_t>(parts));
     take(query, Shape::kGroup * Shape::kDim);
     take(query_scale, Shape::kGroup);
-    take(top, static_cast<std::size_t>(warps) * 2 * Shape::kGroup);
-    take(sum, static_cast<std::size_t>(warps) * 2 * Shape::kGroup);
-    take(piece_top, kMostPieces * Shape::kGroup);
-    take(piece_sum, kMostPieces * Shape::kGroup);
+    take(total, Shape::kGroup);
     take(count, 3 * 32);
     take(query16, Shape::kQueryTiles * 8 * Shape::kBf16Pitch);
-    take(query8, Shape::kQueryTiles * 8 * Shape::kInt8Pitch);
+    take(query8, Shape::kInt8 ? Shape::kQueryTiles * 8 * Shape::kInt8Pitch : 0);
     take(code, w);
     return at;
   }
@@ -107,7 +118,7 @@ struct Piece {
   int warp, warps, lane;
 
   __device__ explicit Piece(const SelectTask& task) {
-    pieces = task.lists.pieces;
+    pieces = task.pieces;
     slot = static_cast<int>(blockIdx.x) / pieces;
     rank = static_cast<int>(blockIdx.x) % pieces;
     sequence = slot / task.kv.kv_heads;

@@ -132,16 +132,39 @@ __device__ __forceinline__ void join_parts(const Value (&acc)[Shape::kQueryTiles
   }
 }
 
+// q's side of the mma, for this lane. Where it is small it is held in registers, else read from shared memory tile by tile.
 template <typename Shape, int Chunks>
-__device__ __forceinline__ void score_bf16(const SelectShared<Shape>& shared, const RowTile<Chunks>& rows, int lane,
+struct QueryFragments {
+  static constexpr bool kHeld = Shape::kQueryTiles * Chunks <= 4;
+  const std::byte* at;
+  int pitch;
+  uint4 held[kHeld ? Shape::kQueryTiles : 1][kHeld ? Chunks : 1];
+
+  __device__ QueryFragments(const std::byte* rows, int row_pitch_of, int lane)
+      : at(rows + lane / 4 * row_pitch_of + lane % 4 * 16), pitch(row_pitch_of) {
+    if constexpr (kHeld) {
+#pragma unroll
+      for (int i = 0; i < Shape::kQueryTiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < Chunks; ++j) held[i][j] = *reinterpret_cast<const uint4*>(at + i * 8 * pitch + j * 64);
+      }
+    }
+  }
+  __device__ __forceinline__ uint4 get(int i, int j) const {
+    if constexpr (kHeld) return held[i][j];
+    return *reinterpret_cast<const uint4*>(at + i * 8 * pitch + j * 64);
+  }
+};
+
+template <typename Shape, int Chunks>
+__device__ __forceinline__ void score_bf16(const QueryFragments<Shape, Chunks>& query, const RowTile<Chunks>& rows, int lane,
                                            TileScores<Shape>& scores) {
   float acc[Shape::kQueryTiles][4] = {};
 #pragma unroll
   for (int j = 0; j < Chunks; ++j) {
 #pragma unroll
     for (int i = 0; i < Shape::kQueryTiles; ++i) {
-      const std::byte* q = shared.query16 + (i * 8 + lane / 4) * Shape::kBf16Pitch + j * 64 + lane % 4 * 16;
-      const uint4 b = *reinterpret_cast<const uint4*>(q);
+      const uint4 b = query.get(i, j);
       mma_bf16(acc[i], rows.low[j].x, rows.high[j].x, rows.low[j].y, rows.high[j].y, b.x, b.y);
       mma_bf16(acc[i], rows.low[j].z, rows.high[j].z, rows.low[j].w, rows.high[j].w, b.z, b.w);
     }
@@ -150,15 +173,14 @@ __device__ __forceinline__ void score_bf16(const SelectShared<Shape>& shared, co
 }
 
 template <typename Shape, int Chunks>
-__device__ __forceinline__ void score_int8(const SelectShared<Shape>& shared, const RowTile<Chunks>& rows, int lane,
+__device__ __forceinline__ void score_int8(const QueryFragments<Shape, Chunks>& query, const RowTile<Chunks>& rows, int lane,
                                            TileScores<Shape>& scores) {
   int acc[Shape::kQueryTiles][4] = {};
 #pragma unroll
   for (int j = 0; j < Chunks; ++j) {
 #pragma unroll
     for (int i = 0; i < Shape::kQueryTiles; ++i) {
-      const std::byte* q = shared.query8 + (i * 8 + lane / 4) * Shape::kInt8Pitch + j * 64 + lane % 4 * 16;
-      const uint4 b = *reinterpret_cast<const uint4*>(q);
+      const uint4 b = query.get(i, j);
       mma_int8(acc[i], rows.low[j].x, rows.high[j].x, rows.low[j].y, rows.high[j].y, b.x, b.y);
       mma_int8(acc[i], rows.low[j].z, rows.high[j].z, rows.low[j].w, rows.high[j].w, b.z, b.w);
     }
@@ -193,26 +215,117 @@ __device__ __forceinline__ void load_centroids(const SelectTask& task, const Pie
   }
 }
 
+// Log-sum-exp of values that come one by one, base 2, without a branch on every new maximum: the reference moves only when a
+// value outgrows it by far.
+struct RunningSum {
+  float top = kLowest;
+  float sum = 0;
+  __device__ __forceinline__ void add(float x) {
+    constexpr float kSlack = 32;  // 2^32 times the number of values is far from overflow
+    if (x > top + kSlack) {
+      sum *= exp2_fast(top - x);
+      top = x;
+    }
+    sum += exp2_fast(x - top);
+  }
+};
+
+// The half variance of a head per unit of spread, from the rows' parts of q' shape q.
 template <typename Shape>
-__device__ __forceinline__ void score_centroids(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
-                                                int tile, const RowTile<Shape::kChunks>& rows) {
-  TileScores<Shape> scores;
-  if constexpr (Shape::kInt8) {
-    score_int8(shared, rows, piece.lane, scores);
-  } else {
-    score_bf16(shared, rows, piece.lane, scores);
+__device__ __forceinline__ float half_variance(const SelectTask& task, const SelectShared<Shape>& shared, int part, int member) {
+  if (!task.spread) return 0;
+  float form = 0;
+#pragma unroll 8
+  for (int i = 0; i < task.query.shape.head_dim / kTileRows; ++i) {
+    form += shared.form[(part * Shape::kRowTiles + i) * Shape::kGroup + member];
   }
-  const int column = tile * kTileRows + piece.lane / 4 + (piece.lane & 2) * 4;
-  const int pair = piece.lane % 2 * 2;
-  const float scale = Shape::kInt8 ? shared.scale[column] : 1.0f;
-#pragma unroll
-  for (int i = 0; i < Shape::kQueryTiles; ++i) {
-    const float2 unit = Shape::kInt8 ? *reinterpret_cast<const float2*>(shared.query_scale + i * 4 + pair) : make_float2(1, 1);
-    const float2 logits = make_float2(finish_logit(task.query, scores.v[i][0] * (scale * unit.x)),
-                                      finish_logit(task.query, scores.v[i][1] * (scale * unit.y)));
-    *reinterpret_cast<float2*>(shared.logit + column * Shape::kGroup + i * 4 + pair) = logits;
-  }
+  const float half = form * (0.5f * task.query.scale * task.query.scale);
+  return half < 0 ? 0.0f : half;  // rounding; a NaN stays
 }
+
+__device__ __forceinline__ int part_of(const std::int32_t* part_end, int parts, int column) {
+  int part = 0;
+  while (part + 1 < parts && column >= part_end[part]) ++part;
+  return part;
+}
+
+// With a softcap the logits scatter less, by its slope at the centroid's logit.
+__device__ __forceinline__ float capped_variance(const SelectTask& task, float half_variance_of_column, float logit) {
+  if (task.query.softcap <= 0) return half_variance_of_column;
+  const float ratio = logit * kLn2 / task.query.softcap;
+  const float slope = 1 - ratio * ratio;
+  return half_variance_of_column * slope * slope;
+}
+
+// Scores tiles of centroids into shared.mass; one lane's columns of all of them share its sums.
+template <typename Shape>
+class CentroidScorer {
+ public:
+  __device__ CentroidScorer(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared)
+      : task_(task),
+        piece_(piece),
+        shared_(shared),
+        query_(Shape::kInt8 ? shared.query8 : shared.query16, Shape::kInt8 ? Shape::kInt8Pitch : Shape::kBf16Pitch, piece.lane) {
+    load_part(0);
+#pragma unroll
+    for (int i = 0; i < Shape::kQueryTiles; ++i) {
+      const float2 unit = *reinterpret_cast<const float2*>(shared.query_scale + i * 4 + pair());
+      unit_[i][0] = Shape::kInt8 ? unit.x : 1.0f;
+      unit_[i][1] = Shape::kInt8 ? unit.y : 1.0f;
+    }
+  }
+
+  __device__ __forceinline__ void score(int tile, const RowTile<Shape::kChunks>& rows,
+                                        RunningSum (&sums)[Shape::kQueryTiles][2]) {
+    TileScores<Shape> scores;
+    if constexpr (Shape::kInt8) {
+      score_int8(query_, rows, piece_.lane, scores);
+    } else {
+      score_bf16(query_, rows, piece_.lane, scores);
+    }
+    const int column = tile * kTileRows + piece_.lane / 4 + (piece_.lane & 2) * 4;
+    if (piece_.parts > 1) {
+      const int part = part_of(shared_.part_end, piece_.parts, piece_.first + column);
+      if (part != part_) load_part(part);
+    }
+    const float scale = Shape::kInt8 ? shared_.scale[column] : 1.0f;
+    const float spread = shared_.spread[column];
+    const float log_size = shared_.log_size[column];
+#pragma unroll
+    for (int i = 0; i < Shape::kQueryTiles; ++i) {
+      float2 mass;
+      float* both = &mass.x;
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const float logit = finish_logit(task_.query, scores.v[i][k] * (scale * unit_[i][k]));
+        const float x = fmaf(capped_variance(task_, half_[i][k] * spread, logit), kLog2E, logit + log_size);
+        if (column < piece_.count) sums[i][k].add(x);
+        both[k] = fmaxf(x, kLowest);  // drops a NaN: the sum remembers it
+        if (task_.query.softcap > 0) shared_.logit[column * Shape::kGroup + i * 4 + pair() + k] = logit;
+      }
+      *reinterpret_cast<float2*>(shared_.mass + column * Shape::kGroup + i * 4 + pair()) = mass;
+    }
+  }
+
+ private:
+  __device__ __forceinline__ int pair() const { return piece_.lane % 2 * 2; }
+  __device__ void load_part(int part) {
+    part_ = part;
+#pragma unroll
+    for (int i = 0; i < Shape::kQueryTiles; ++i) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) half_[i][k] = half_variance(task_, shared_, part, i * 4 + pair() + k);
+    }
+  }
+
+  const SelectTask& task_;
+  const Piece& piece_;
+  const SelectShared<Shape>& shared_;
+  QueryFragments<Shape, Shape::kChunks> query_;
+  float half_[Shape::kQueryTiles][2];
+  float unit_[Shape::kQueryTiles][2];
+  int part_ = 0;
+};
 
 // ---- always-attended tokens ------------------------------------------------------------------------------------------
 
@@ -229,26 +342,10 @@ __device__ __forceinline__ const std::byte* row_of(const DeviceKv& kv, const Dev
                                                    int token) {
   const std::byte* base = rows.data + head * rows.head_stride;
   if (kv.block_table == nullptr) return base + sequence * rows.sequence_stride + token * rows.token_stride;
-  const int block = __ldg(kv.block_table + static_cast<std::int64_t>(sequence) * kv.max_blocks + token / kv.block_size);
+  const int block = __ldcg(kv.block_table + static_cast<std::int64_t>(sequence) * kv.max_blocks + token / kv.block_size);
   if (kv.block_count > 0 && (block < 0 || block >= kv.block_count)) return nullptr;
   return base + block * rows.block_stride + token % kv.block_size * rows.token_stride;
 }
-
-// Log-sum-exp of one lane's heads, base 2, built up value by value.
-struct RunningSum {
-  float top = kLowest;
-  float sum = 0;
-  __device__ void add(float x) {
-    const float larger = fmaxf(top, x);
-    sum = sum * exp2_fast(top - larger) + exp2_fast(x - larger);
-    top = larger;
-  }
-  __device__ void merge(float other_top, float other_sum) {
-    const float larger = fmaxf(top, other_top);
-    sum = sum * exp2_fast(top - larger) + other_sum * exp2_fast(other_top - larger);
-    top = larger;
-  }
-};
 
 template <typename Shape>
 __device__ __forceinline__ void load_fixed(const SelectTask& task, const Piece& piece, const FixedTokens& fixed, int tile,
@@ -269,11 +366,12 @@ __device__ __forceinline__ void load_fixed(const SelectTask& task, const Piece& 
 }
 
 template <typename Shape>
-__device__ __forceinline__ void score_fixed(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
+__device__ __forceinline__ void score_fixed(const SelectTask& task, const Piece& piece,
+                                            const QueryFragments<Shape, Shape::kBf16Chunks>& query,
                                             const RowTile<Shape::kBf16Chunks>& rows, const bool (&valid)[2],
                                             RunningSum (&sums)[Shape::kQueryTiles][2]) {
   TileScores<Shape> scores;
-  score_bf16(shared, rows, piece.lane, scores);
+  score_bf16(query, rows, piece.lane, scores);
   if (!valid[(piece.lane & 2) / 2]) return;
 #pragma unroll
   for (int i = 0; i < Shape::kQueryTiles; ++i) {
@@ -282,26 +380,42 @@ __device__ __forceinline__ void score_fixed(const SelectTask& task, const Piece&
   }
 }
 
+// L2 fetches the keys of a tile, as far as they are known before the predecessor has ended: only a hint.
+__device__ __forceinline__ void prefetch_fixed(const SelectTask& task, const Piece& piece, const FixedTokens& fixed, int tile) {
+  const int i = tile * kTileRows + piece.lane / 2;
+  if (i >= fixed.count) return;
+  const std::byte* row = row_of(task.kv, task.kv.k, piece.sequence, piece.head, fixed.token(i));
+  if (row == nullptr) return;
+  const int bytes = task.kv.k.dim * static_cast<int>(size_of(task.kv.k.type));
+  for (int at = piece.lane % 2 * 128; at < bytes; at += 256) prefetch_l2(row + at);
+}
+
 // ---- half variances --------------------------------------------------------------------------------------------------
 
-// q' shape q of every head over 16 rows of `shape`, into `form` of all blocks of the (sequence, head).
+// 16 rows of a part's covariance.
 template <typename Shape>
-__device__ void share_form(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared, int part,
-                           int row_tile) {
+__device__ __forceinline__ void load_shape(const SelectTask& task, const Piece& piece, int part, int row_tile,
+                                           RowTile<Shape::kBf16Chunks>& rows) {
   const int dim = task.query.shape.head_dim;
   const auto* shape = task.index.shape + (static_cast<std::int64_t>(piece.slot) * task.index.part_capacity + part) * dim * dim +
-                      static_cast<std::int64_t>(row_tile) * kTileRows * dim;
-  RowTile<Shape::kBf16Chunks> rows;
+                      (row_tile * kTileRows + piece.lane / 4) * dim;
 #pragma unroll
   for (int j = 0; j < Shape::kBf16Chunks; ++j) {
     const int element = j * 32 + piece.lane % 4 * 8;
     const bool inside = element < dim;
     const uint4 zero = make_uint4(0, 0, 0, 0);
-    rows.low[j] = inside ? __ldg(reinterpret_cast<const uint4*>(shape + piece.lane / 4 * dim + element)) : zero;
-    rows.high[j] = inside ? __ldg(reinterpret_cast<const uint4*>(shape + (piece.lane / 4 + 8) * dim + element)) : zero;
+    rows.low[j] = inside ? __ldg(reinterpret_cast<const uint4*>(shape + element)) : zero;
+    rows.high[j] = inside ? __ldg(reinterpret_cast<const uint4*>(shape + 8 * dim + element)) : zero;
   }
+}
+
+// q' shape q of every head over these rows, into `form`.
+template <typename Shape>
+__device__ __forceinline__ void sum_form(const Piece& piece, const SelectShared<Shape>& shared, int part, int row_tile,
+                                         const RowTile<Shape::kBf16Chunks>& rows) {
+  const QueryFragments<Shape, Shape::kBf16Chunks> query(shared.query16, Shape::kBf16Pitch, piece.lane);
   TileScores<Shape> scores;
-  score_bf16(shared, rows, piece.lane, scores);
+  score_bf16(query, rows, piece.lane, scores);
   const int element = row_tile * kTileRows + piece.lane / 4 + (piece.lane & 2) * 4;
 #pragma unroll
   for (int i = 0; i < Shape::kQueryTiles; ++i) {
@@ -311,12 +425,7 @@ __device__ void share_form(const SelectTask& task, const Piece& piece, const Sel
       float sum = scores.v[i][k] * shared.query[member * Shape::kDim + element];
 #pragma unroll
       for (int o = 16; o > 1; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
-      float* at = shared.form + (part * Shape::kRowTiles + row_tile) * Shape::kGroup + member;
-      if (piece.pieces == 1) {
-        if (piece.lane < 2) *at = sum;
-      } else if (piece.lane / 2 < piece.pieces) {
-        store_in_block(at, piece.lane / 2, sum);
-      }
+      if (piece.lane < 2) shared.form[(part * Shape::kRowTiles + row_tile) * Shape::kGroup + member] = sum;
     }
   }
 }
