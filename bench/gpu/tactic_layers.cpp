@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 #include <stdexcept>
 
 #include "attend/cuda.h"
@@ -12,6 +13,9 @@
 
 namespace tactic::bench::gpu {
 namespace {
+
+constexpr std::size_t kClusterTogether =
+    4;  // layers or sequences clustered side by side: one of 32K tokens does not fill the device
 
 int round_up(std::int64_t x, int to) { return static_cast<int>((x + to - 1) / to * to); }
 
@@ -147,21 +151,23 @@ double TacticLayers::cluster(const DeviceArray<float>* metrics, cudaStream_t str
   const ClusterOptions options{options_.cluster_size, options_.iterations, options_.int8_centroids, options_.seed};
   const std::int64_t metric_elements = std::int64_t{c_.kv_heads} * c_.head_dim * c_.head_dim;
   const auto last = static_cast<std::int32_t>(prompt_ - recent_);
-  const auto scratch = zeroed(cuda::cluster_scratch_bytes(kv(0), indexes_[0].index(), last - kSinkTokens, options));
-  cudaEvent_t begin = nullptr, end = nullptr;
-  check(cudaEventCreate(&begin), "cudaEventCreate");
-  check(cudaEventCreate(&end), "cudaEventCreate");
-  for (int layer = -1; layer < c_.layers; ++layer) {  // -1: loads the kernels, then is done again
-    if (layer == 0) check(cudaEventRecord(begin, stream), "cudaEventRecord");
-    const int at = std::max(layer, 0);
+  std::vector<cuda::ClusterJob> jobs;
+  for (int layer = 0; layer < c_.layers; ++layer) {
     for (int s = 0; s < c_.batch; ++s) {
       cuda::ClusterTask task;
       task.sequence = s, task.first = kSinkTokens, task.last = last;
-      if (metrics != nullptr) task.factor = metrics->data() + at * metric_elements;
-      cuda::cluster(kv(at), indexes_[static_cast<std::size_t>(at)].index(), task, options, status_.data(), scratch.data(),
-                    stream);
+      if (metrics != nullptr) task.factor = metrics->data() + layer * metric_elements;
+      jobs.push_back({kv(layer), indexes_[static_cast<std::size_t>(layer)].index(), task, status_.data()});
     }
   }
+  const std::size_t together = std::min<std::size_t>(jobs.size(), kClusterTogether);
+  const auto scratch = zeroed(together * cuda::cluster_scratch_bytes(kv(0), indexes_[0].index(), last - kSinkTokens, options));
+  cudaEvent_t begin = nullptr, end = nullptr;
+  check(cudaEventCreate(&begin), "cudaEventCreate");
+  check(cudaEventCreate(&end), "cudaEventCreate");
+  cuda::cluster(std::span(jobs).first(together), options, scratch.data(), scratch.size(), stream);  // loads the kernels
+  check(cudaEventRecord(begin, stream), "cudaEventRecord");
+  cuda::cluster(jobs, options, scratch.data(), scratch.size(), stream);
   check(cudaEventRecord(end, stream), "cudaEventRecord");
   check(cudaEventSynchronize(end), "cluster");
   float milliseconds = 0;
