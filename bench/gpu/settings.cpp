@@ -85,7 +85,6 @@ Settings parse_settings(int argc, char** argv) {
              each<int>(v, [](const std::string& x) { return static_cast<int>(number("cluster-sizes", x, 2, 4096)); });
        }},
       {"methods", [&](const std::string& v) { s.methods = split(v); }},
-      {"keys", [&](const std::string& v) { s.keys = v; }},
   };
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
@@ -104,7 +103,7 @@ Settings parse_settings(int argc, char** argv) {
 std::string usage() {
   return "Usage: bench_gpu PART... [--cells 1x32768,8x131072] [--shapes 32/8/128] [--shares .05] [--masses .9] [--cluster-sizes "
          "32]\n"
-         "                 [--methods tactic,paper] [--keys capture.safetensors] [--reps 25] [--pool GB] [--csv FILE]\n"
+         "                 [--methods tactic,paper] [--reps 25] [--pool GB] [--csv FILE]\n"
          "Parts: limits, synthetic, layers, clustering, union, end-to-end\n";
 }
 

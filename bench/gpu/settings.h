@@ -26,7 +26,6 @@ struct Settings {
   std::vector<double> masses = {0.9};
   std::vector<int> cluster_sizes = {32};
   std::vector<std::string> methods = {"tactic", "paper"};
-  std::string keys;  // a capture (safetensors) instead of synthetic keys
 };
 
 // Throws std::runtime_error with one line that names the option, its value and what it may be.
