@@ -8,6 +8,8 @@ import sys
 DENSE = ("cudnn", "torch flash", "flashinfer")
 OUTPUTS = (256, 1024, 4096, 16384)  # tokens generated, of the end-to-end table
 LAYERS = 32
+GOALS = (((1, 32768), "5%", 3), ((1, 131072), "5%", 6.5), ((8, 32768), "5%", 8), ((8, 131072), "5%", 12), ((8, 131072), "2.5%", 17),
+         ((1, 131072), "equal", 7.29), ((8, 131072), "equal", 15))  # times faster than the best dense kernel; at a share, or at the paper's quality
 
 
 def load(path):
@@ -85,6 +87,21 @@ def steps_table(rows, shape):
     if lines:
         print(f"### Tactic, {shape[0]}/{shape[1]} heads, d {shape[2]}, microseconds a layer\n")
         table(["batch, context", "pipeline", "listed", "select", "attend", "bare gather", "step", "over best dense", "error"], lines)
+
+
+def goals_table(rows):
+    lines = []
+    for cell, kind, goal in GOALS:
+        wanted = (lambda v: "equal" in v) if kind == "equal" else (lambda v: v.startswith(f"tactic at {kind},"))
+        steps = [r for r in rows if r["what"] == "tactic step" and r["shape"] == (32, 8, 128) and r["cell"] == cell and wanted(r["variant"])]
+        dense = best(rows, DENSE, shape=(32, 8, 128), cell=cell)
+        if steps and dense:
+            step = min(steps, key=lambda r: r["us"])
+            lines.append([name_of(cell), "quality of the paper's P = 90%" if kind == "equal" else f"{kind} listed", step["variant"], us(dense), us(step),
+                          f"{goal}x", f"**{dense['us'] / step['us']:.2f}x**"])
+    if lines:
+        print("### A whole layer over the best dense kernel of the run\n")
+        table(["batch, context", "at", "pipeline", "dense", "Tactic", "goal", "reached"], lines)
 
 
 def union_table(rows):
@@ -200,6 +217,7 @@ def main():
     path = pathlib.Path(sys.argv[1])
     rows = load(path)
     shapes = sorted({r["shape"] for r in rows if r["q_heads"]}, key=lambda s: (s != (32, 8, 128), s))
+    goals_table(rows)
     for shape in shapes:
         dense_table(rows, shape)
         paper_table(rows, shape)
