@@ -115,16 +115,19 @@ std::string percent(double share) {
   return text;
 }
 
+constexpr int kPaperClusterSize = 16;  // of its experiments (5.1)
+
 void measure_case(const Session& session, const Case& c, int cluster_size) {
   const SyntheticQueries queries = fill_synthetic(c, {}, 1);
   double paper_error = 0, sharpness = 1;
-  const std::string size = ", size " + std::to_string(cluster_size);
   bool dense_done = false;
   for (const std::string& method : {std::string("paper"), std::string("tactic"), std::string("tactic mass")}) {
     bool wanted = false;
     for (const std::string& name : session.settings.methods) wanted = wanted || name == method;
     if (!wanted) continue;
-    LayerBench bench(session, c, queries, method, cluster_size);
+    const int tokens = method == "paper" ? kPaperClusterSize : cluster_size;
+    const std::string size = ", size " + std::to_string(tokens);
+    LayerBench bench(session, c, queries, method, tokens);
     if (!dense_done) bench.dense();
     dense_done = true;
     for (const double mass : session.settings.masses) {

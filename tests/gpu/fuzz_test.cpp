@@ -52,6 +52,7 @@ Drawn draw(std::uint64_t seed) {
   if (d.format.type == DeviceType::fp8_e4m3) d.format.k_scale = 0.05f, d.format.v_scale = 0.02f;
   d.format.query = any_of(random, {DeviceType::f32, DeviceType::bf16});
   d.options.min_context = 16, d.options.cluster_size = 16, d.options.mass = any_of(random, {0.2f, 0.75f, 0.9f, 0.999f});
+  d.options.goal = any_of(random, {Goal::error, Goal::error, Goal::mass});
   d.options.verify = d.options.tail_factor = false;
   d.options.int8_centroids = spec.int8_centroids;
   d.options.tail_clusters = any_of(random, {0, 8, 512});

@@ -118,21 +118,30 @@ TEST_P(GpuStep, IsExactOverItsListsAndChoosesAsTheReference) {
 using S = LayerSpec;
 using F = DeviceBatch::Format;
 using O = Options;
+void paper(S& s, F&, O& o) {
+  o = paper_options();
+  o.cluster_size = 16, o.min_context = 256;
+  s.int8_centroids = false;
+}
 
-INSTANTIATE_TEST_SUITE_P(Pipelines, GpuStep,
-                         testing::Values(Variant{"plain", [](S&, F&, O&) {}}, Variant{"batch", [](S&, F&, O&) {}},
-                                         Variant{"low_mass", [](S&, F&, O& o) { o.mass = 0.3f; }},
-                                         Variant{"high_mass", [](S&, F&, O& o) { o.mass = 0.995f; }},
-                                         Variant{"no_tail", [](S&, F&, O& o) { o.tail_clusters = 0; }},
-                                         Variant{"no_spread", [](S&, F&, O& o) { o.spread = false; }},
-                                         Variant{"segments", [](S& s, F&, O&) { s.segments = 3; }},
-                                         Variant{"segments_batch", [](S& s, F&, O&) { s.segments = 2; }},
-                                         Variant{"bf16_centroids",
-                                                 [](S& s, F&, O& o) { s.int8_centroids = o.int8_centroids = false; }},
-                                         Variant{"softcap", [](S&, F&, O&) {}}, Variant{"sinks", [](S&, F&, O&) {}},
-                                         Variant{"no_recent", [](S& s, F&, O&) { s.sinks = 0, s.recent = 1; }},
-                                         Variant{"long_recent", [](S& s, F&, O&) { s.recent = 200; }}),
-                         [](const auto& test) { return std::string(test.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Pipelines, GpuStep,
+    testing::Values(
+        Variant{"plain", [](S&, F&, O&) {}}, Variant{"batch", [](S&, F&, O&) {}},
+        Variant{"low_mass", [](S&, F&, O& o) { o.mass = 0.3f; }}, Variant{"high_mass", [](S&, F&, O& o) { o.mass = 0.995f; }},
+        Variant{"no_tail", [](S&, F&, O& o) { o.tail_clusters = 0; }},
+        Variant{"no_spread", [](S&, F&, O& o) { o.spread = false; }}, Variant{"segments", [](S& s, F&, O&) { s.segments = 3; }},
+        Variant{"segments_batch", [](S& s, F&, O&) { s.segments = 2; }},
+        Variant{"bf16_centroids", [](S& s, F&, O& o) { s.int8_centroids = o.int8_centroids = false; }},
+        Variant{"softcap", [](S&, F&, O&) {}}, Variant{"sinks", [](S&, F&, O&) {}},
+        Variant{"no_recent", [](S& s, F&, O&) { s.sinks = 0, s.recent = 1; }},
+        Variant{"long_recent", [](S& s, F&, O&) { s.recent = 200; }},
+        Variant{"goal_mass", [](S&, F&, O& o) { o.goal = Goal::mass; }},
+        Variant{"goal_mass_batch", [](S&, F&, O& o) { o.goal = Goal::mass; }},
+        Variant{"goal_mass_low_segments", [](S& s, F&, O& o) { s.segments = 2, o.goal = Goal::mass, o.mass = 0.5f; }},
+        Variant{"goal_mass_separate", [](S&, F&, O& o) { o.goal = Goal::mass, o.joint = false; }}, Variant{"paper", paper},
+        Variant{"paper_batch", paper}, Variant{"paper_low", [](S& s, F& f, O& o) { paper(s, f, o), o.mass = 0.5f; }}),
+    [](const auto& test) { return std::string(test.param.name); });
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, GpuStep,
