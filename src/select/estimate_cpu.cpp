@@ -89,22 +89,44 @@ void estimate(const EstimateTask& task, int group, bool tail) {
   }
 }
 
-// forms [G] = q_g^T S q_g, S [dim, dim] symmetric: rows from the diagonal on count twice, so that half of S is read.
-void quadratic_forms(const float* q, const float* s, int group, int dim, float* forms) {
+// forms [Heads] = q_g^T S q_g, S [dim, dim] symmetric: the squares of lanes x lanes on the diagonal once, those above it twice, so
+// that little more than half of S is read, and once for all heads.
+template <int Heads>
+HWY_NOINLINE void quadratic_block(const float* q, const float* s, int dim, float* forms) {
   const Floats d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  for (int g = 0; g < group; ++g) forms[g] = 0;
-  for (int i = 0; i < dim; ++i) {
-    const float* row = s + static_cast<std::int64_t>(i) * dim;
-    const int aligned = (i + 1 + lanes - 1) / lanes * lanes;  // dim is a multiple of 16
-    for (int g = 0; g < group; ++g) {
-      const float* x = q + static_cast<std::int64_t>(g) * dim;
-      float head = 0;
-      for (int j = i + 1; j < aligned; ++j) head += row[j] * x[j];
-      auto sum = hn::Zero(d);
-      for (int j = aligned; j < dim; j += lanes) sum = hn::MulAdd(hn::LoadU(d, row + j), hn::LoadU(d, x + j), sum);
-      forms[g] += x[i] * (row[i] * x[i] + 2 * (head + hn::GetLane(hn::SumOfLanes(d, sum))));
+  hn::Vec<Floats> form[Heads];
+  for (int g = 0; g < Heads; ++g) form[g] = hn::Zero(d);
+  for (int row = 0; row < dim; row += lanes) {
+    for (int column = row; column < dim; column += lanes) {
+      hn::Vec<Floats> part[Heads];
+      for (int g = 0; g < Heads; ++g) part[g] = hn::Zero(d);
+      for (int i = row; i < row + lanes; ++i) {
+        const auto x = hn::LoadU(d, s + static_cast<std::int64_t>(i) * dim + column);
+        for (int g = 0; g < Heads; ++g) part[g] = hn::MulAdd(x, hn::Set(d, q[g * dim + i]), part[g]);
+      }
+      const auto weight = hn::Set(d, column == row ? 1.0f : 2.0f);
+      for (int g = 0; g < Heads; ++g) {
+        form[g] = hn::MulAdd(hn::Mul(part[g], weight), hn::LoadU(d, q + g * dim + column), form[g]);
+      }
     }
+  }
+  for (int g = 0; g < Heads; ++g) forms[g] = hn::GetLane(hn::SumOfLanes(d, form[g]));
+}
+
+template <int Heads>
+void quadratic_some(int heads, const float* q, const float* s, int dim, float* forms) {
+  if (heads == Heads) return quadratic_block<Heads>(q, s, dim, forms);
+  if constexpr (Heads > 1) quadratic_some<Heads - 1>(heads, q, s, dim, forms);
+}
+
+// The same for any group, in blocks of nearly equal size. dim is a multiple of 16.
+void quadratic_forms(const float* q, const float* s, int group, int dim, float* forms) {
+  constexpr int kHeads = 6;  // two sums each, a row and a broadcast: 14 of 16 registers
+  const int blocks = (group + kHeads - 1) / kHeads;
+  for (int b = 0; b < blocks; ++b) {
+    const int first = group * b / blocks;
+    quadratic_some<kHeads>(group * (b + 1) / blocks - first, q + first * dim, s, dim, forms + first);
   }
 }
 

@@ -183,7 +183,7 @@ int keep_worthy_tail(int group, const float* total, float loss_per_row, std::spa
 
 float loss_per_row(float mass) {
   // Squared error of the output that the whole layer is worth at this mass, spread over kTypicalRows rows.
-  constexpr float kErrorPerMissingMass = 0.1f;
+  constexpr float kErrorPerMissingMass = 0.2f;
   constexpr float kTypicalRows = 200.0f;
   const float error = kErrorPerMissingMass * (1 - mass);
   return error * error / kTypicalRows;
