@@ -200,12 +200,9 @@ class HeadStep {
     }
     std::vector<std::int32_t> list(static_cast<std::size_t>(options_.tail_clusters));
     std::vector<float> weights(static_cast<std::size_t>(group_ * options_.tail_clusters));
-    int count = reference::choose_tail(table_, group_, logits_.data(), h, reference_.data(), totals.data(), chosen.data(),
-                                       options_.tail_clusters, list.data(), weights.data(), query_.params.softcap);
-    if (by_loss()) {
-      count = keep_worthy_tail(group_, totals.data(), loss_per_row(options_.mass), {list.data(), static_cast<std::size_t>(count)},
-                               weights.data(), options_.tail_clusters);
-    }
+    const int count = reference::choose_tail(table_, group_, logits_.data(), h, reference_.data(), totals.data(), chosen.data(),
+                                             options_.tail_clusters, list.data(), weights.data(), query_.params.softcap,
+                                             by_loss() ? loss_per_row(options_.mass) : 0.0f);
     OwnedPartial tail(group_, query_.shape.v_head_dim);
     for (int g = 0; g < group_; ++g) {
       tail.maximum[static_cast<std::size_t>(g)] = reference_[static_cast<std::size_t>(g)];

@@ -251,14 +251,10 @@ void finish_head(const SparseStep& step, int kv_head, int rank, int workers, std
     const float* mass = work.mass.data() + static_cast<std::int64_t>(g) * table.stride;
     total[g] = work.fixed[g] + sum_of(mass, table.count);
   }
-  work.tail_count = choose_tail(table, group, work.logits.data(), step.options.spread ? work.half.data() : nullptr,
-                                work.reference, total, work.chosen.data(), step.options.tail_clusters, work.tail_list.data(),
-                                work.tail_weights.data(), scratch, step.query.params.softcap);
-  if (by_loss(step.options)) {
-    work.tail_count = keep_worthy_tail(group, total, loss_per_row(step.options.mass),
-                                       {work.tail_list.data(), static_cast<std::size_t>(work.tail_count)},
-                                       work.tail_weights.data(), step.options.tail_clusters);
-  }
+  work.tail_count =
+      choose_tail(table, group, work.logits.data(), step.options.spread ? work.half.data() : nullptr, work.reference, total,
+                  work.chosen.data(), step.options.tail_clusters, work.tail_list.data(), work.tail_weights.data(), scratch,
+                  step.query.params.softcap, by_loss(step.options) ? loss_per_row(step.options.mass) : 0.0f);
   // add_tail works on the scale of `reference`; the larger of the two maxima keeps every factor at most one.
   for (int g = 0; g < group; ++g) {
     const float top = std::max(out.maximum[g], work.reference[g]);

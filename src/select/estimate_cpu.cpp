@@ -89,8 +89,8 @@ void estimate(const EstimateTask& task, int group, bool tail) {
   }
 }
 
-// forms [Heads] = q_g^T S q_g, S [dim, dim] symmetric: the squares of lanes x lanes on the diagonal once, those above it twice, so
-// that little more than half of S is read, and once for all heads.
+// forms [Heads] = q_g^T S q_g, S [dim, dim] symmetric: the squares of lanes x lanes on the diagonal once, those above it twice,
+// so that little more than half of S is read, and once for all heads.
 template <int Heads>
 HWY_NOINLINE void quadratic_block(const float* q, const float* s, int dim, float* forms) {
   const Floats d;

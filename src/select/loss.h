@@ -31,10 +31,10 @@ void representation_ripple(const HeadTable& table, int group, const float* logit
 int choose_by_loss(const HeadTable& table, int group, const float* mass, const float* ripple, const float* fixed,
                    float loss_per_row, std::uint8_t* chosen, std::int32_t* list, float* covered);
 
-// Keeps of a tail (choose_tail's list and weights) the clusters worth their mean V at this price; moves them to the front.
-// total [G]. Returns how many.
-int keep_worthy_tail(int group, const float* total, float loss_per_row, std::span<std::int32_t> list, float* weights,
-                     int weight_stride);
+// The sum over the heads of squared shares above which a dropped cluster joins the tail (choose_tail). Dropped clusters err the
+// same way, each towards a smaller total, so they weigh more than independent errors: a quarter of the price of a mean V
+// (docs/results/loss.md).
+constexpr float represented_price(float loss_per_row) { return loss_per_row * kRepresentedRows * 0.25f; }
 
 // The price at which goal `error` of this mass is met: see docs/results/loss.md.
 float loss_per_row(float mass);

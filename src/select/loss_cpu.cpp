@@ -1,6 +1,7 @@
 // Choice by expected loss on vectors: one pass over the masses of a KV head.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "select/loss.h"
 
@@ -27,6 +28,7 @@ struct LossTask {
   const std::uint8_t* chosen;  // [stride]
 };
 
+constexpr int kLanes = 16;  // of running sums; strides are multiples of it
 constexpr float kRippleExponent = 5.0f;
 constexpr float kRippleFloor = 0.01f;
 
@@ -151,34 +153,13 @@ int choose_by_loss(const HeadTable& table, int group, const float* mass, const f
   }
   for (int g = 0; g < group; ++g) {
     const float* row = mass + static_cast<std::int64_t>(g) * table.stride;
-    float share = 0;
-    for (int c = 0; c < table.count; ++c) share += chosen[c] != 0 ? row[c] : 0.0f;
-    covered[g] += share * task.inverse[g];
+    float lanes[kLanes] = {};  // one chain of additions would wait four cycles for each
+    for (int c = 0; c < table.stride; c += kLanes) {
+      for (int l = 0; l < kLanes; ++l) lanes[l] += chosen[c + l] != 0 ? row[c + l] : 0.0f;
+    }
+    covered[g] += std::accumulate(lanes, lanes + kLanes, 0.0f) * task.inverse[g];
   }
   return added;
-}
-
-int keep_worthy_tail(int group, const float* total, float loss_per_row, std::span<std::int32_t> list, float* weights,
-                     int weight_stride) {
-  const float price = loss_per_row * kRepresentedRows;
-  int kept = 0;
-  for (std::size_t i = 0; i < list.size(); ++i) {
-    float loss = 0;
-    for (int g = 0; g < group; ++g) {
-      const float m = weights[static_cast<std::ptrdiff_t>(g) * weight_stride + static_cast<std::ptrdiff_t>(i)] / total[g];
-      loss += m * m;
-    }
-    // Dropped clusters err the same way, each towards a smaller total, so they weigh more than independent errors: a quarter of
-    // the price (docs/results/loss.md).
-    if (!(loss > price * 0.25f)) continue;
-    list[static_cast<std::size_t>(kept)] = list[i];
-    for (int g = 0; g < group; ++g) {
-      float* row = weights + static_cast<std::ptrdiff_t>(g) * weight_stride;
-      row[kept] = row[i];
-    }
-    ++kept;
-  }
-  return kept;
 }
 
 float loss_per_row(float mass) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/half.h"
+#include "select/loss.h"
 #include "select/select.h"
 
 namespace tactic::reference {
@@ -119,19 +120,25 @@ void tail_factors(const HeadTable& table, int group, const float* mass, const fl
 }
 
 int choose_tail(const HeadTable& table, int group, const float* logits, const float* h, const float* reference,
-                const float* total, const std::uint8_t* chosen, int limit, std::int32_t* list, float* weights, float softcap) {
+                const float* total, const std::uint8_t* chosen, int limit, std::int32_t* list, float* weights, float softcap,
+                float loss_per_row) {
+  const double price = static_cast<double>(represented_price(loss_per_row));
   std::vector<double> weight(static_cast<std::size_t>(group) * static_cast<std::size_t>(table.count));
   std::vector<std::pair<double, std::int32_t>> heaviest;
   for (int c = 0; c < table.count; ++c) {
     double best = 0;
+    double loss = 0;
     for (int g = 0; g < group; ++g) {
       const double logit = at(logits, table, g, c);
       const double s = std::sqrt(2 * std::max(half_variance(table, g, c, logit, h, softcap), 0.0));
       const double x = std::min(logit + s - static_cast<double>(reference[g]), 60.0);
       const double w = size_of(table, c) * std::exp(x) * (1 + std::exp(-2 * s)) / 2;  // log cosh s = s + log((1 + exp(-2 s)) / 2)
       weight[static_cast<std::size_t>(g) * static_cast<std::size_t>(table.count) + static_cast<std::size_t>(c)] = w;
-      best = std::max(best, w / static_cast<double>(total[g]));
+      const double share = w / static_cast<double>(total[g]);
+      best = std::max(best, share);
+      loss += share * share;
     }
+    if (price > 0 && !(loss > price)) continue;
     if (best > 0 && std::isfinite(best) && chosen[c] == 0) heaviest.emplace_back(-best, c);
   }
   std::sort(heaviest.begin(), heaviest.end());

@@ -93,11 +93,11 @@ void sum_exact_masses(const HeadTable& table, int group, std::span<const std::in
                       SelectScratch& scratch);
 
 // The `limit` heaviest dropped clusters by max_g of w_gc / total_g, w_gc = size_c exp(logit + log cosh(sqrt(2 h spread_c)) -
-// reference_g), the exponent at most 60. total [G]. Writes cluster numbers to list and weights [G, limit] (row stride limit);
-// returns how many.
+// reference_g), the exponent at most 60; with a loss_per_row (loss.h) only those that are worth their mean V at that price. total
+// [G]. Writes cluster numbers to list and weights [G, limit] (row stride limit); returns how many.
 int choose_tail(const HeadTable& table, int group, const float* logits, const float* h, const float* reference,
                 const float* total, const std::uint8_t* chosen, int limit, std::int32_t* list, float* weights,
-                SelectScratch& scratch, float softcap = 0);
+                SelectScratch& scratch, float softcap = 0, float loss_per_row = 0);
 
 // Adds sum_c w_gc mean(V_c) to out's outputs and w_gc to its sums; out's maximum must be `reference` already.
 void add_tail(const HeadTable& table, int group, int v_head_dim, std::span<const std::int32_t> list, const float* weights,
@@ -134,7 +134,8 @@ int choose(const HeadTable& table, int group, const float* mass, const float* fi
 void tail_factors(const HeadTable& table, int group, const float* mass, const float* exact, std::span<const std::int32_t> chosen,
                   float* factor);
 int choose_tail(const HeadTable& table, int group, const float* logits, const float* h, const float* reference,
-                const float* total, const std::uint8_t* chosen, int limit, std::int32_t* list, float* weights, float softcap = 0);
+                const float* total, const std::uint8_t* chosen, int limit, std::int32_t* list, float* weights, float softcap = 0,
+                float loss_per_row = 0);
 void add_tail(const HeadTable& table, int group, int v_head_dim, std::span<const std::int32_t> list, const float* weights,
               int weight_stride, const Partial& out);
 void choose_paper(const Query& query, const KvView& kv, int kv_head, const HeadTable& table, const float* logits,

@@ -1,4 +1,5 @@
 // Correction by what was attended, and the tail: the heaviest dropped clusters by their mean V (estimation.md 2, steps 3 and 5).
+#include "select/loss.h"
 #include "select/select.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -62,36 +63,53 @@ void factors(const FactorTask& task) {
   }
 }
 
-// Column numbers of the heaviest dropped clusters, ascending.
-int heaviest(const HeaviestTask& task) {
+// task.key [stride] = a dropped cluster's largest share over the heads, 0 where it is chosen or not worth its mean V. Returns how
+// many are not 0.
+int weigh_dropped(const HeaviestTask& task) {
   const hn::ScalableTag<float> d;
   const hn::RebindToSigned<decltype(d)> di;
   const hn::Rebind<std::uint8_t, decltype(di)> du;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const HeadTable& table = *task.table;
   const auto largest_weight = hn::Set(d, 3e38f);
+  int candidates = 0;
   for (int c = 0; c < table.stride; c += lanes) {
     auto best = hn::Zero(d);
+    auto loss = hn::Zero(d);
     for (int g = 0; g < task.group; ++g) {
-      const auto share =
+      auto share =
           hn::Mul(hn::LoadU(d, task.weight + static_cast<std::int64_t>(g) * table.stride + c), hn::Set(d, 1 / task.total[g]));
-      best = hn::Max(best, hn::IfThenElseZero(hn::Le(share, largest_weight), share));  // NaN and infinity count as nothing
+      share = hn::IfThenElseZero(hn::Le(share, largest_weight), share);  // NaN and infinity count as nothing
+      best = hn::Max(best, share);
+      loss = hn::MulAdd(share, share, loss);
     }
     const auto taken = hn::RebindMask(d, hn::Ne(hn::PromoteTo(di, hn::LoadU(du, task.chosen + c)), hn::Zero(di)));
-    hn::StoreU(hn::IfThenZeroElse(taken, best), d, task.key + c);
-    hn::StoreU(hn::Set(d, 1.0f), d, task.ones + c);
+    best = hn::IfThenZeroElse(taken, best);
+    if (task.price > 0) best = hn::IfThenElseZero(hn::Gt(loss, hn::Set(d, task.price)), best);
+    hn::StoreU(best, d, task.key + c);
+    candidates += static_cast<int>(hn::CountTrue(d, hn::Gt(best, hn::Zero(d))));
   }
-  const auto* key = reinterpret_cast<const std::int32_t*>(task.key);
+  return candidates;
+}
+
+// Column numbers of the heaviest dropped clusters, ascending.
+int heaviest(const HeaviestTask& task) {
+  const HeadTable& table = *task.table;
   CutTask cut;
-  cut.key = key;
-  cut.count = table.count;
-  cut.rows = cut.needed = 1;
-  cut.row[0] = task.ones;
-  cut.need[0] = task.limit;
-  cut.work_key = task.work_key;
-  cut.work = task.work;
-  cut.work_stride = table.stride + kCutPadding;
-  const Cut found = find_cut(cut);
+  Cut found;  // its key 0 and no ties: all
+  const auto* key = reinterpret_cast<const std::int32_t*>(task.key);
+  if (weigh_dropped(task) > task.limit) {
+    std::fill_n(task.ones, table.count, 1.0f);
+    cut.key = key;
+    cut.count = table.count;
+    cut.rows = cut.needed = 1;
+    cut.row[0] = task.ones;
+    cut.need[0] = task.limit;
+    cut.work_key = task.work_key;
+    cut.work = task.work;
+    cut.work_stride = table.stride + kCutPadding;
+    found = find_cut(cut);
+  }
   int n = 0;
   int ties = found.ties;
   for (int c = 0; c < table.count; ++c) {
@@ -166,7 +184,7 @@ void tail_factors(const HeadTable& table, int group, const float* mass, const fl
 
 int choose_tail(const HeadTable& table, int group, const float* logits, const float* h, const float* reference,
                 const float* total, const std::uint8_t* chosen, int limit, std::int32_t* list, float* weights,
-                SelectScratch& scratch, float softcap) {
+                SelectScratch& scratch, float softcap, float loss_per_row) {
   if (limit <= 0 || table.count == 0) return 0;
   const std::size_t stride = static_cast<std::size_t>(table.stride) + kCutPadding;
   const std::size_t all = static_cast<std::size_t>(table.stride) * group;
@@ -175,8 +193,8 @@ int choose_tail(const HeadTable& table, int group, const float* logits, const fl
   float* weight = scratch.floats.data();
   tail_weights({&table, logits, h, reference, softcap, weight}, group);
   float* key = weight + all;
-  const int n = TACTIC_PICK(heaviest)(
-      {&table, group, weight, total, chosen, limit, list, key, key + stride, key + 2 * stride, scratch.ints.data()});
+  const int n = TACTIC_PICK(heaviest)({&table, group, weight, total, chosen, limit, represented_price(loss_per_row), list, key,
+                                       key + stride, key + 2 * stride, scratch.ints.data()});
   for (int g = 0; g < group; ++g) {
     for (int i = 0; i < n; ++i) {
       weights[static_cast<std::int64_t>(g) * limit + i] = weight[static_cast<std::int64_t>(g) * table.stride + list[i]];

@@ -24,6 +24,7 @@ struct HeaviestTask {
   const float* total;   // [G]
   const std::uint8_t* chosen;
   int limit;
+  float price;  // fewest summed squares of shares that a mean V is worth; 0: any
   std::int32_t* list;
   float* key;              // [stride + padding] scratch
   float* work;             // [stride + padding] scratch

@@ -118,16 +118,20 @@ TEST_P(SelectConformance, TailMatchesTheReference) {
   for (int c = 0; c < table_.count; c += 3) chosen[static_cast<std::size_t>(c)] = 1;
   for (std::size_t c = static_cast<std::size_t>(table_.count); c < chosen.size(); ++c) chosen[c] = 7;
   SelectScratch scratch;
-  for (const int limit : {1, 20, 1000}) {
+  int dropped_by_price = 0;
+  for (const auto& [limit, price] :
+       {std::pair{1, 0.0f}, {20, 0.0f}, {1000, 0.0f}, {1000, 1e-4f}, {20, 1e-2f}, {1000, 1e-2f}, {1000, 1.0f}}) {
     std::vector<std::int32_t> list(static_cast<std::size_t>(table_.count));
     std::vector<std::int32_t> expected_list = list;
     std::vector<float> weights(static_cast<std::size_t>(p.group * limit), NAN);
     std::vector<float> expected = weights;
     const int n = reference::choose_tail(table_, p.group, logits.data(), h.data(), reference_.data(), total.data(), chosen.data(),
-                                         limit, expected_list.data(), expected.data());
+                                         limit, expected_list.data(), expected.data(), 0, price);
     ASSERT_EQ(choose_tail(table_, p.group, logits.data(), h.data(), reference_.data(), total.data(), chosen.data(), limit,
-                          list.data(), weights.data(), scratch),
+                          list.data(), weights.data(), scratch, 0, price),
               n);
+    if (limit == 1000 && price == 0) dropped_by_price = n;
+    if (limit == 1000 && price == 1) dropped_by_price -= n;
     for (int i = 0; i < n; ++i) {
       ASSERT_EQ(list[static_cast<std::size_t>(i)], expected_list[static_cast<std::size_t>(i)]);
       for (int g = 0; g < p.group; ++g) {
@@ -152,6 +156,7 @@ TEST_P(SelectConformance, TailMatchesTheReference) {
       }
     }
   }
+  EXPECT_GT(dropped_by_price, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, SelectConformance, ::testing::ValuesIn(params()), [](const auto& param_info) {

@@ -170,16 +170,23 @@ TEST(LossLaw, RippleIsTheScatterOfWeights) {
   }
 }
 
-TEST(LossTail, KeepsWhatIsWorthItsMeanValue) {
-  // price .01: representing costs .0027, a quarter of it counts: m^2 > .000675, m > .026
-  std::vector<std::int32_t> list{4, 9, 2};
-  std::vector<float> weights{3, 1, 2, 1, 2, 2};  // [2, 3], totals 100: max shares .03, .02, .02; squares .001, .0005, .0008
-  const float total[] = {100, 100};
-  ASSERT_EQ(keep_worthy_tail(2, total, .01f, list, weights.data(), 3), 2);
-  EXPECT_EQ(list[0], 4);
+TEST_P(Loss, TheTailHoldsWhatIsWorthItsMeanValue) {
+  // price .01: a mean V costs .0027, a quarter of it counts: the squares of the shares must sum to more than .000675
+  const HeadTable table = table_of_sizes({1, 1, 1});
+  const std::vector<float> logits = rows(table, {{std::log(3.0f), 0, std::log(2.0f)}, {0, std::log(2.0f), std::log(2.0f)}});
+  const float reference[] = {0, 0};
+  const float total[] = {100, 100};  // squares .001, .0005, .0008
+  const std::vector<std::uint8_t> chosen(static_cast<std::size_t>(table.stride), 0);
+  std::vector<std::int32_t> list(3);
+  std::vector<float> weights(6);
+  SelectScratch scratch;
+  ASSERT_EQ(choose_tail(table, 2, logits.data(), nullptr, reference, total, chosen.data(), 3, list.data(), weights.data(),
+                        scratch, 0, .01f),
+            2);
+  EXPECT_EQ(list[0], 0);
   EXPECT_EQ(list[1], 2);
-  EXPECT_EQ(weights[1], 2);
-  EXPECT_EQ(weights[4], 2);
+  EXPECT_NEAR(weights[1], 2, 1e-5);
+  EXPECT_NEAR(weights[4], 2, 1e-5);
 }
 
 TEST(LossPrice, FallsWithTheMassAndVanishesAtOne) {
