@@ -1,2 +1,182 @@
-// Not written yet: answers like a library without CUDA.
-#include "attend/cuda_absent.cpp"
+// The door of attention on the device: checks shapes, chooses the kernel, lays out scratch, launches.
+#include "attend/cuda.h"
+
+#include <algorithm>
+#include <bit>
+#include <string>
+
+#include "attend/cuda_launch.h"
+#include "attend/cuda_ring.cuh"
+#include "core/cuda.h"
+#include "core/error.h"
+
+namespace tactic::cuda {
+namespace {
+
+constexpr std::size_t kStaticShared = 2048;  // of the kernels, rounded up
+
+int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+int grid_blocks() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+
+std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+struct Scratch {
+  std::size_t arrivals, sums, partial, bytes;
+};
+Scratch scratch_layout(const Shape& shape, int sequences) {
+  const auto problems = static_cast<std::size_t>(sequences) * shape.kv_heads;
+  const std::size_t slots = (problems + grid_blocks()) * shape.group();
+  Scratch s{};
+  s.arrivals = 0;
+  s.sums = aligned(problems * sizeof(std::uint32_t));
+  s.partial = s.sums + aligned(slots * sizeof(float2));
+  s.bytes = s.partial + aligned(slots * shape.v_head_dim * sizeof(float));
+  return s;
+}
+
+[[noreturn]] void refuse(const std::string& message) { throw Error(Status::unsupported, "attention on CUDA: " + message); }
+
+void check_shape(const DeviceQuery& query, const DeviceKv& kv) {
+  const Shape& shape = query.shape;
+  if (shape.group() > kMaxGroup) refuse("group of " + std::to_string(shape.group()) + " query heads, at most 16");
+  if (static_cast<long>(kv.sequences) * kv.kv_heads > kMaxProblems) {
+    refuse(std::to_string(kv.sequences) + " sequences of " + std::to_string(kv.kv_heads) + " KV heads, at most " +
+           std::to_string(kMaxProblems) + " together: split the batch");
+  }
+}
+
+std::uint32_t steps16(std::int64_t bytes, std::int64_t count, const char* what) {
+  if (bytes % 16 != 0) refuse(std::string(what) + " of " + std::to_string(bytes) + " bytes is no multiple of 16");
+  if (bytes < 0 || bytes * std::max<std::int64_t>(count, 1) > std::int64_t{1} << 36) {
+    refuse(std::string(what) + " of " + std::to_string(bytes) + " bytes reaches beyond 64 GiB");
+  }
+  return static_cast<std::uint32_t>(bytes / 16);
+}
+
+RowSteps row_steps(const DeviceRows& rows, const DeviceKv& kv) {
+  if (reinterpret_cast<std::uintptr_t>(rows.data) % 16 != 0) refuse("K or V not aligned to 16 bytes");
+  const bool paged = kv.block_table != nullptr;
+  return {rows.data, steps16(rows.token_stride, paged ? kv.block_size : kv.max_length, "token stride"),
+          steps16(rows.head_stride, kv.kv_heads, "head stride"),
+          steps16(paged ? rows.block_stride : 0, kv.block_count, "block stride"),
+          steps16(paged ? 0 : rows.sequence_stride, kv.sequences, "sequence stride")};
+}
+
+AttendArgs make_args(const DeviceQuery& query, const DeviceKv& kv, const DeviceOutput& output, std::uint32_t* status,
+                     void* scratch) {
+  AttendArgs a{};
+  a.query = query;
+  a.output = output;
+  a.k = row_steps(kv.k, kv);
+  a.v = row_steps(kv.v, kv);
+  a.k_scale = kv.k.scale;
+  a.v_scale = kv.v.scale;
+  a.k_type = kv.k.type;
+  a.v_type = kv.v.type;
+  a.lengths = kv.lengths;
+  a.block_table = kv.block_table;
+  a.max_length = kv.max_length;
+  a.max_blocks = kv.max_blocks;
+  a.block_size = kv.block_size;
+  a.block_count = kv.block_count;
+  a.block_shift = std::has_single_bit(static_cast<unsigned>(kv.block_size)) ? std::countr_zero(static_cast<unsigned>(kv.block_size)) : -1;
+  a.problems = kv.sequences * kv.kv_heads;
+  a.kv_heads = kv.kv_heads;
+  a.group = query.shape.group();
+  a.dim = query.shape.head_dim;
+  a.v_dim = query.shape.v_head_dim;
+  a.status = status;
+  const Scratch layout = scratch_layout(query.shape, kv.sequences);
+  auto* base = static_cast<std::byte*>(scratch);
+  a.arrivals = reinterpret_cast<std::uint32_t*>(base + layout.arrivals);
+  a.partial_sum = reinterpret_cast<float2*>(base + layout.sums);
+  a.partial = reinterpret_cast<float*>(base + layout.partial);
+  return a;
+}
+
+AttendKernel choose_kernel(const AttendArgs& a) {
+  const int tiles = a.group > 8 ? 2 : 1;
+  AttendKernel kernel;
+  if (a.k_type == a.v_type && a.dim == a.v_dim) {
+    if (a.k_type == DeviceType::bf16) kernel = bf16_kernel(a.dim, tiles);
+    if (a.k_type == DeviceType::f16) kernel = f16_kernel(a.dim, tiles);
+    if (a.k_type == DeviceType::fp8_e4m3) kernel = fp8_kernel(a.dim, tiles);
+  }
+  if (kernel.kernel == nullptr) refuse("no kernel for these types and dims");
+  return kernel;
+}
+
+// Warps of a thread block: as many as find room for their rings.
+Launch lay_out(AttendArgs& a, const AttendKernel& kernel, int most_warps = kMaxWarps) {
+  const int grid = grid_blocks();
+  const std::size_t limit = static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) - kStaticShared;
+  const auto chunks = [](int dim, DeviceType type) { return static_cast<int>(dim * size_of(type) / 16); };
+  a.ring_bytes = kernel.stages * stage_bytes(chunks(a.dim, a.k_type), chunks(a.v_dim, a.v_type), a.v_dim, a.group,
+                                             a.lists.represented_count != nullptr);
+  const std::size_t prefix = (static_cast<std::size_t>(a.problems) + 4) / 4 * 16;
+  for (int warps = most_warps; warps > 0; --warps) {
+    const std::size_t fold = static_cast<std::size_t>(warps) * std::min(a.group, 8) * (a.v_dim + 4) * 4;
+    const std::size_t merge = static_cast<std::size_t>((grid * a.group + 3) / 4 + warps * 32) * 16;
+    const std::size_t bytes = static_cast<std::size_t>(warps) * a.ring_bytes + std::max(fold, merge) + prefix;
+    if (bytes > limit) continue;
+    a.fold_bytes = static_cast<std::int32_t>(std::max(fold, merge));
+    Launch launch;
+    launch.grid = static_cast<unsigned>(grid);
+    launch.block = static_cast<unsigned>(32 * warps);
+    launch.shared_bytes = bytes;
+    launch.dependent = true;
+    return launch;
+  }
+  refuse("too little shared memory for head dim " + std::to_string(a.dim));
+}
+
+void run(AttendArgs& a, DeviceStream stream) {
+  const AttendKernel kernel = choose_kernel(a);
+  const Launch shape = lay_out(a, kernel);
+  check(cudaFuncSetAttribute(kernel.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
+        "attention: shared memory");
+  launch("attention", kernel.kernel, shape, stream, a);
+}
+
+}  // namespace
+
+std::size_t attend_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceLists&) {
+  check_shape(query, kv);
+  return scratch_layout(query.shape, kv.sequences).bytes;
+}
+
+void attend_lists(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const DeviceLists& lists,
+                  const DeviceOutput& output, std::uint32_t* status, void* scratch, DeviceStream stream) {
+  check_shape(query, kv);
+  if (lists.pieces > kMaxPieces) refuse(std::to_string(lists.pieces) + " pieces of lists, at most 30");
+  if (lists.represented_count != nullptr && lists.represented_stride % 4 != 0) {
+    refuse("represented_stride " + std::to_string(lists.represented_stride) + " is no multiple of 4");
+  }
+  AttendArgs a = make_args(query, kv, output, status, scratch);
+  a.lists = lists;
+  a.range = index.range;
+  a.clusters = index.clusters;
+  a.mean_v = reinterpret_cast<const std::byte*>(index.mean_v);
+  a.mean_v_scale = index.mean_v_scale;
+  a.capacity = index.capacity;
+  run(a, stream);
+}
+
+std::size_t attend_dense_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv) {
+  return attend_scratch_bytes(query, kv, {});
+}
+
+void attend_dense(const DeviceQuery& query, const DeviceKv& kv, const DeviceOutput& output, std::uint32_t* status, void* scratch,
+                  DeviceStream stream) {
+  check_shape(query, kv);
+  AttendArgs a = make_args(query, kv, output, status, scratch);
+  run(a, stream);
+}
+
+}  // namespace tactic::cuda

@@ -1,0 +1,25 @@
+// The attention kernels for K and V in bf16.
+#include "attend/cuda_kernel.cuh"
+#include "attend/cuda_launch.h"
+
+namespace tactic::cuda {
+namespace {
+
+constexpr int kStages = 2;
+
+template <int kDim>
+AttendKernel kernel_of(int tiles) {
+  if (tiles == 1) return {attend_kernel<MatrixMath<__nv_bfloat16, false, kDim, 1>, kStages>, kStages};
+  return {attend_kernel<MatrixMath<__nv_bfloat16, false, kDim, 2>, kStages>, kStages};
+}
+
+}  // namespace
+
+AttendKernel bf16_kernel(int dim, int tiles) {
+  if (dim == 64) return kernel_of<64>(tiles);
+  if (dim == 128) return kernel_of<128>(tiles);
+  if (dim == 256) return kernel_of<256>(tiles);
+  return {};
+}
+
+}  // namespace tactic::cuda

@@ -1,0 +1,18 @@
+// From the shapes and types of a call to one of the kernels.
+#pragma once
+
+#include "attend/cuda_args.h"
+
+namespace tactic::cuda {
+
+struct AttendKernel {
+  void (*kernel)(AttendArgs) = nullptr;
+  int stages = 0;  // of a warp's ring
+};
+
+// head_dim = v_head_dim in {64, 128, 256}; tiles: of 8 heads, 1 or 2. Null for other dims.
+AttendKernel bf16_kernel(int dim, int tiles);
+AttendKernel f16_kernel(int dim, int tiles);
+AttendKernel fp8_kernel(int dim, int tiles);
+
+}  // namespace tactic::cuda
