@@ -5,8 +5,8 @@
 #include <bit>
 #include <string>
 
+#include "attend/cuda_any_math.cuh"
 #include "attend/cuda_launch.h"
-#include "attend/cuda_ring.cuh"
 #include "core/cuda.h"
 #include "core/error.h"
 
@@ -44,6 +44,10 @@ Scratch scratch_layout(const Shape& shape, int sequences) {
 
 void check_shape(const DeviceQuery& query, const DeviceKv& kv) {
   const Shape& shape = query.shape;
+  for (const DeviceRows* rows : {&kv.k, &kv.v}) {
+    if (rows->dim * size_of(rows->type) % 16 != 0) refuse("rows of " + std::to_string(rows->dim) + " elements are no multiple of 16 bytes");
+  }
+  if (kv.k.dim != shape.head_dim || kv.v.dim != shape.v_head_dim) refuse("dims of K or V differ from the query's");
   if (shape.group() > kMaxGroup) refuse("group of " + std::to_string(shape.group()) + " query heads, at most 16");
   if (static_cast<long>(kv.sequences) * kv.kv_heads > kMaxProblems) {
     refuse(std::to_string(kv.sequences) + " sequences of " + std::to_string(kv.kv_heads) + " KV heads, at most " +
@@ -77,6 +81,7 @@ AttendArgs make_args(const DeviceQuery& query, const DeviceKv& kv, const DeviceO
   a.v = row_steps(kv.v, kv);
   a.k_scale = kv.k.scale;
   a.v_scale = kv.v.scale;
+  a.inverse_v_scale = 1 / kv.v.scale;
   a.k_type = kv.k.type;
   a.v_type = kv.v.type;
   a.lengths = kv.lengths;
@@ -108,8 +113,7 @@ AttendKernel choose_kernel(const AttendArgs& a) {
     if (a.k_type == DeviceType::f16) kernel = f16_kernel(a.dim, tiles);
     if (a.k_type == DeviceType::fp8_e4m3) kernel = fp8_kernel(a.dim, tiles);
   }
-  if (kernel.kernel == nullptr) refuse("no kernel for these types and dims");
-  return kernel;
+  return kernel.kernel != nullptr ? kernel : any_kernel();
 }
 
 // Warps of a thread block: as many as find room for their rings.
@@ -119,11 +123,12 @@ Launch lay_out(AttendArgs& a, const AttendKernel& kernel, int most_warps = kMaxW
   const auto chunks = [](int dim, DeviceType type) { return static_cast<int>(dim * size_of(type) / 16); };
   a.ring_bytes = kernel.stages * stage_bytes(chunks(a.dim, a.k_type), chunks(a.v_dim, a.v_type), a.v_dim, a.group,
                                              a.lists.represented_count != nullptr);
+  a.math_bytes = kernel.any ? AnyMath::warp_bytes(a.group, a.dim, a.v_dim) / 16 * 16 + 16 : 0;
   const std::size_t prefix = (static_cast<std::size_t>(a.problems) + 4) / 4 * 16;
   for (int warps = most_warps; warps > 0; --warps) {
     const std::size_t fold = static_cast<std::size_t>(warps) * std::min(a.group, 8) * (a.v_dim + 4) * 4;
     const std::size_t merge = static_cast<std::size_t>((grid * a.group + 3) / 4 + warps * 32) * 16;
-    const std::size_t bytes = static_cast<std::size_t>(warps) * a.ring_bytes + std::max(fold, merge) + prefix;
+    const std::size_t bytes = static_cast<std::size_t>(warps) * (a.ring_bytes + a.math_bytes) + std::max(fold, merge) + prefix;
     if (bytes > limit) continue;
     a.fold_bytes = static_cast<std::int32_t>(std::max(fold, merge));
     Launch launch;

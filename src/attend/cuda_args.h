@@ -25,7 +25,7 @@ struct AttendArgs {
   DeviceOutput output;
   DeviceLists lists;  // pieces = 0: none
   RowSteps k, v;
-  float k_scale, v_scale;
+  float k_scale, v_scale, inverse_v_scale;
   DeviceType k_type, v_type;
   const std::int32_t* lengths;
   const std::int32_t* block_table;
@@ -43,6 +43,7 @@ struct AttendArgs {
   float2* partial_sum;      // [thread blocks + problems, G] maximum of log2 domain logits, sum
   std::uint32_t* arrivals;  // [problems]
   std::int32_t ring_bytes;  // of one warp
+  std::int32_t math_bytes;  // of one warp, besides
   std::int32_t fold_bytes;  // of the memory in which warps' results meet
 };
 

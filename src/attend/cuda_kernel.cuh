@@ -17,65 +17,83 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) attend_kernel(const __grid_
   __shared__ float maximum[kMaxWarps][8], sum[kMaxWarps][8];
   __shared__ int shared_problem[2];  // the problems that the block shares with others: first and last of its stretch
   __shared__ bool merges[2];
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, warps = static_cast<int>(blockDim.x) / 32;
-  unsigned char* fold_memory = memory + static_cast<std::size_t>(warps) * a.ring_bytes;
+  const int thread = static_cast<int>(threadIdx.x), warps = static_cast<int>(blockDim.x) / 32;
+  const int warp = __shfl_sync(kWarp, thread / 32, 0);  // tells the compiler that it is the same in all lanes
+  unsigned char* math_memory = memory + warps * a.ring_bytes;
+  unsigned char* fold_memory = math_memory + warps * a.math_bytes;
   int* first_tile = reinterpret_cast<int*>(fold_memory + a.fold_bytes);
   const Fold fold{reinterpret_cast<float*>(fold_memory), maximum, sum};
 
   let_successor_start();
   wait_for_predecessor();
   const Stretch stretch = divide(a, first_tile);
-  Math math(a);
-  Ring<kStages> ring(a, memory + static_cast<std::size_t>(warp) * a.ring_bytes, first_tile, stretch, warp, warps);
-  if (stretch.begin < stretch.end) ring.start(math);
   write_empty(a, first_tile);
   if (stretch.begin >= stretch.end) return;
 
-  int next = ring.first(), stage = 0, shared = 0;
-  const float inverse_v_scale = 1.0f / a.v_scale;
-  for (int problem = stretch.problem; problem < a.problems && first_tile[problem] < stretch.end; ++problem) {
-    const int begin = first_tile[problem], end = first_tile[problem + 1];
-    if (begin == end) continue;
-    math.begin(a, problem);
-    for (; next < min(end, stretch.end); next += warps) {
+  Math math(a, math_memory + warp * a.math_bytes);
+  Ring<kStages> ring(a, memory + warp * a.ring_bytes, first_tile, stretch, warp, warps);
+  int next = ring.next(), limit = 0;  // the warp's next tile; end of the problem's part of the stretch
+  int problem = stretch.problem - 1, stage = 0, shared = 0;
+  // One loop for filling the ring, arithmetic and change of problem, so that its parts lie in the code once: a block runs few
+  // rounds, and fetching instructions for the first time is what they would wait for.
+#pragma unroll 1
+  for (int step = -Ring<kStages>::kLead - kStages;; ++step) {
+    if (step >= 0) {
+      bool done = false;
+#pragma unroll 1
+      while (next >= limit) {  // all of the warp's tiles of this problem are weighed, if there was one
+        if (limit > 0) {
+          const int begin = first_tile[problem], end = first_tile[problem + 1];
+          const bool complete = begin >= stretch.begin && end <= stretch.end;
+#pragma unroll
+          for (int tile = 0; tile < Math::kTiles; ++tile) {
+            const int heads = min(a.group - 8 * tile, 8);
+            if (heads <= 0) break;
+            __syncthreads();  // what the memory held has been read
+            math.end(tile, heads, fold.out + warp * heads * (math.v_dim() + 4), math.v_dim() + 4, maximum[warp], sum[warp]);
+            __syncthreads();
+            fold_warps(a, fold, problem, 8 * tile, heads, complete, math.v_dim(), Math::kLift);
+          }
+          if (!complete) {
+            if (thread == 0) shared_problem[shared] = problem;
+            ++shared;
+          }
+          done = limit == stretch.end;
+          if (done) break;
+        }
+        do {
+          ++problem;
+        } while (first_tile[problem + 1] <= max(limit, stretch.begin));
+        limit = min(first_tile[problem + 1], stretch.end);
+        math.begin(a, problem);
+      }
+      if (done) break;
       const std::uint32_t at = ring.wait(stage);
       const StageHead head = ring.head(at);
       if (head.represented) {
-        math.weigh_clusters(at, head.valid, a.group, inverse_v_scale);
+        math.weigh_clusters(at, head.valid, a.group, a.inverse_v_scale);
       } else {
         math.weigh_tokens(at, head.valid);
       }
+      next += warps;
       __syncwarp();
-      ring.refill(math, stage);
-      stage = stage + 1 == kStages ? 0 : stage + 1;
     }
-    const bool complete = begin >= stretch.begin && end <= stretch.end;
-#pragma unroll
-    for (int tile = 0; tile < Math::kTiles; ++tile) {
-      const int heads = min(a.group - 8 * tile, 8);
-      __syncthreads();  // the block before has been folded
-      math.end(tile, heads, fold.out + static_cast<std::size_t>(warp) * heads * (a.v_dim + 4), a.v_dim + 4, maximum[warp],
-               sum[warp]);
-      __syncthreads();
-      fold_warps(a, fold, problem, 8 * tile, heads, complete, Math::kLift);
-    }
-    if (!complete) {
-      if (thread == 0) shared_problem[shared] = problem;
-      ++shared;
-    }
+    ring.refill(math, stage);
+    if (step >= -kStages) stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   __syncthreads();
   if (thread < shared) {
-    const int problem = shared_problem[thread];
-    const int first = block_of_tile(first_tile[problem], stretch.total);
-    merges[thread] = arrive_last(a, problem, block_of_tile(first_tile[problem + 1] - 1, stretch.total) - first + 1);
+    const int first = block_of_tile(first_tile[shared_problem[thread]], stretch.total);
+    const int last = block_of_tile(first_tile[shared_problem[thread] + 1] - 1, stretch.total);
+    merges[thread] = arrive_last(a, shared_problem[thread], last - first + 1);
   }
   __syncthreads();
+#pragma unroll 1
   for (int i = 0; i < shared; ++i) {
     if (!merges[i]) continue;
-    const int problem = shared_problem[i], first = block_of_tile(first_tile[problem], stretch.total);
-    const int last = block_of_tile(first_tile[problem + 1] - 1, stretch.total);
-    merge_blocks(a, fold.out, problem, first + problem, last - first + 1, Math::kLift);
+    const int first = block_of_tile(first_tile[shared_problem[i]], stretch.total);
+    const int last = block_of_tile(first_tile[shared_problem[i] + 1] - 1, stretch.total);
+    merge_blocks(a, fold.out, shared_problem[i], first + shared_problem[i], last - first + 1, math.v_dim(), Math::kLift);
   }
 }
 

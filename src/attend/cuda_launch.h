@@ -7,12 +7,15 @@ namespace tactic::cuda {
 
 struct AttendKernel {
   void (*kernel)(AttendArgs) = nullptr;
-  int stages = 0;  // of a warp's ring
+  int stages = 0;       // of a warp's ring
+  bool any = false;     // AnyMath, which needs memory of its own
 };
 
-// head_dim = v_head_dim in {64, 128, 256}; tiles: of 8 heads, 1 or 2. Null for other dims.
+// On tensor cores: head_dim = v_head_dim, tiles of 8 heads: 1 or 2. Null where there is none.
 AttendKernel bf16_kernel(int dim, int tiles);
 AttendKernel f16_kernel(int dim, int tiles);
 AttendKernel fp8_kernel(int dim, int tiles);
+// For all else.
+AttendKernel any_kernel();
 
 }  // namespace tactic::cuda

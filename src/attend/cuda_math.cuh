@@ -14,26 +14,23 @@ namespace tactic::cuda {
 
 constexpr float kLog2e = 1.4426950408889634f;
 
+// Elements i and i + 1 of a row.
 __device__ __forceinline__ float2 load_two(const void* row, DeviceType type, int i) {
   const auto* bytes = static_cast<const unsigned char*>(row);
-  switch (type) {
-    case DeviceType::f32:
-      return *reinterpret_cast<const float2*>(bytes + 4 * i);
-    case DeviceType::f16:
-      return unpack<__half>(*reinterpret_cast<const std::uint32_t*>(bytes + 2 * i));
-    case DeviceType::bf16:
-      return unpack<__nv_bfloat16>(*reinterpret_cast<const std::uint32_t*>(bytes + 2 * i));
-    default:
-      return unpack<__half>(e4m3_to_half(*reinterpret_cast<const unsigned short*>(bytes + i)));
+  if (type == DeviceType::f32) return *reinterpret_cast<const float2*>(bytes + 4 * i);
+  if (type == DeviceType::fp8_e4m3) {
+    return unpack<__half>(e4m3_to_half(*reinterpret_cast<const unsigned short*>(bytes + i)));
   }
+  const std::uint32_t bits = *reinterpret_cast<const std::uint32_t*>(bytes + 2 * i);
+  const float2 b = unpack<__nv_bfloat16>(bits), h = unpack<__half>(bits);
+  return type == DeviceType::bf16 ? b : h;
 }
 
-// Scaled, capped logit in the log2 domain; an infinite one is as broken as NaN.
-__device__ __forceinline__ float capped(float s, float cap) {
-  s = __fmaf_rn(s, 0.0f, s);
-  if (cap > 0) s = cap * (1.0f - 2.0f / (exp2_fast(2 * kLog2e * s) + 1.0f));
-  return s;
-}
+// An infinite logit is as broken as NaN.
+__device__ __forceinline__ float checked(float s) { return __fmaf_rn(s, 0.0f, s); }
+
+// log2e softcap tanh(s), s = logit / softcap. Not inlined: few models cap.
+__device__ __noinline__ float capped(float s, float cap) { return cap * (1.0f - 2.0f / (exp2_fast(2 * kLog2e * s) + 1.0f)); }
 
 // Half: the type of the arithmetic (and of K and V in memory, unless kBytes: these are e4m3). kTiles: of 8 heads.
 template <typename HalfType, bool kBytesType, int kDimValue, int kTilesValue>
@@ -47,8 +44,10 @@ class MatrixMath {
 
   static constexpr __device__ __host__ int k_chunks() { return kDim * (kBytes ? 1 : 2) / 16; }
   static constexpr __device__ __host__ int v_chunks() { return k_chunks(); }
+  static constexpr __device__ __host__ int mean_chunks() { return kDim / 16; }
+  static constexpr __device__ __host__ int v_dim() { return kDim; }
 
-  __device__ explicit MatrixMath(const AttendArgs& a) : lane_(static_cast<int>(threadIdx.x) % 32), g_(lane_ / 4), t_(lane_ % 4) {
+  __device__ MatrixMath(const AttendArgs& a, unsigned char*) : lane_(static_cast<int>(threadIdx.x) % 32), g_(lane_ / 4), t_(lane_ % 4) {
     cap_ = a.query.softcap > 0 ? a.query.softcap * kLog2e : 0.0f;
   }
 
@@ -58,7 +57,24 @@ class MatrixMath {
                        static_cast<std::size_t>(kv_head) * a.group * kDim * size_of(a.query.type);
     const float scale = a.query.scale * a.k_scale * (cap_ > 0 ? 1.0f / a.query.softcap : kLog2e);
 #pragma unroll
-    for (int h = 0; h < kTiles; ++h) load_query(a, rows, h, scale);
+    for (int h = 0; h < kTiles; ++h) {
+      const int head = g_ + 8 * h;
+      const auto* row = rows + static_cast<std::size_t>(head) * kDim * size_of(a.query.type);
+      float2 x[2 * kSteps];
+      if (a.query.type == DeviceType::f32) {
+#pragma unroll
+        for (int j = 0; j < 2 * kSteps; ++j) {
+          x[j] = head < a.group ? load_two(row, DeviceType::f32, query_dim(j)) : make_float2(0, 0);
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j < 2 * kSteps; ++j) {
+          const DeviceType type = a.query.type == DeviceType::bf16 ? DeviceType::bf16 : DeviceType::f16;
+          x[j] = head < a.group ? load_two(row, type, query_dim(j)) : make_float2(0, 0);
+        }
+      }
+      take_query(x, h, scale);
+    }
     paired_ = kBytes;
 #pragma unroll
     for (int h = 0; h < kTiles; ++h) {
@@ -79,9 +95,23 @@ class MatrixMath {
 #pragma unroll
     for (int h = 0; h < kTiles; ++h) {
 #pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        s[h][c] = capped(s[h][c] * factor_[h], cap_);
-        if (valid != 0xffffu && !(valid >> (2 * t_ + (c & 1) + 8 * (c >> 1)) & 1)) s[h][c] = -INFINITY;
+      for (int c = 0; c < 4; ++c) s[h][c] = checked(s[h][c] * factor_[h]);
+    }
+    if (cap_ > 0) {
+#pragma unroll
+      for (int h = 0; h < kTiles; ++h) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) s[h][c] = capped(s[h][c], cap_);
+      }
+    }
+    if (valid != 0xffffu) {
+      const unsigned mine = valid >> 2 * t_;
+#pragma unroll
+      for (int h = 0; h < kTiles; ++h) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          if (!(mine >> ((c & 1) + 8 * (c >> 1)) & 1)) s[h][c] = -INFINITY;
+        }
       }
     }
     weights(s);
@@ -98,7 +128,7 @@ class MatrixMath {
         std::uint32_t m[4];
         load_transposed(m, v + j * 16);
         add<Half>(j, half_of<0>(m[0]), half_of<1>(m[0]), half_of<0>(m[2]), half_of<1>(m[2]), p);
-        add<Half>(j + 1, half_of<0>(m[1]), half_of<1>(m[1]), half_of<0>(m[3]), half_of<1>(m[3]), p);
+        if (j + 1 < kSteps) add<Half>(j + 1, half_of<0>(m[1]), half_of<1>(m[1]), half_of<0>(m[3]), half_of<1>(m[3]), p);
       }
     } else {
 #pragma unroll
@@ -142,6 +172,7 @@ class MatrixMath {
         load_transposed(m, stage + half * kStride + matrix_row(kStride) + j * 16);
         add<__nv_bfloat16>(j, int8_to_bf16<false>(m[0]), int8_to_bf16<true>(m[0]), int8_to_bf16<false>(m[2]),
                            int8_to_bf16<true>(m[2]), p);
+        if (j + 1 == kSteps) break;
         add<__nv_bfloat16>(j + 1, int8_to_bf16<false>(m[1]), int8_to_bf16<true>(m[1]), int8_to_bf16<false>(m[3]),
                            int8_to_bf16<true>(m[3]), p);
       }
@@ -191,19 +222,17 @@ class MatrixMath {
     return static_cast<std::uint32_t>((lane_ % 8 + lane_ / 16 * 8) * stride + lane_ / 8 % 2 * 16);
   }
 
-  __device__ __forceinline__ void load_query(const AttendArgs& a, const unsigned char* rows, int h, float scale) {
-    const int head = g_ + 8 * h;
-    const auto* row = rows + static_cast<std::size_t>(head) * kDim * size_of(a.query.type);
-    float2 x[2 * kSteps];
-    float largest = 0;
-#pragma unroll
-    for (int j = 0; j < 2 * kSteps; ++j) {
-      const int dim = j / 2 * 16 + (kBytes ? 4 * t_ + j % 2 * 2 : 2 * t_ + j % 2 * 8);
-      x[j] = head < a.group ? load_two(row, a.query.type, dim) : make_float2(0, 0);
-      largest = fmaxf(largest, fmaxf(fabsf(x[j].x), fabsf(x[j].y)));
-    }
+  // The lane's dims in A's registers: of each 16, those of B (bytes come in fours).
+  __device__ __forceinline__ int query_dim(int j) const {
+    return j / 2 * 16 + (kBytes ? 4 * t_ + j % 2 * 2 : 2 * t_ + j % 2 * 8);
+  }
+
+  __device__ __forceinline__ void take_query(float2 (&x)[2 * kSteps], int h, float scale) {
     factor_[h] = scale;
     if constexpr (std::is_same_v<Half, __half>) {  // a power of two brings the row into the range of halves
+      float largest = 0;
+#pragma unroll
+      for (int j = 0; j < 2 * kSteps; ++j) largest = fmaxf(largest, fmaxf(fabsf(x[j].x), fabsf(x[j].y)));
       largest = fmaxf(largest, __shfl_xor_sync(kWarp, largest, 1));
       largest = fmaxf(largest, __shfl_xor_sync(kWarp, largest, 2));
       const int exponent = static_cast<int>(__float_as_uint(largest) >> 23);
@@ -236,7 +265,7 @@ class MatrixMath {
         std::uint32_t m[4];
         load_matrices(m, k + j * 16);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
+        for (int i = 0; i < 2 && j + i < kSteps; ++i) {
           score(near, j + i, e4m3_to_half(m[i] & 0xffffu), e4m3_to_half(m[i] >> 16));
           score(far, j + i, e4m3_to_half(m[2 + i] & 0xffffu), e4m3_to_half(m[2 + i] >> 16));
         }

@@ -42,7 +42,8 @@ __device__ __forceinline__ void store_output(const AttendArgs& a, int sequence, 
   if (!(check == 0)) atomicOr(a.status + sequence, device_status::non_finite);
 }
 
-__device__ __forceinline__ void finish(const AttendArgs& a, int problem, int head, int at, float4 x, HeadSum total, float lift) {
+// Not inlined: cold code, wanted in four places.
+__device__ __noinline__ void finish(const AttendArgs& a, int problem, int head, int at, float4 x, HeadSum total, float lift) {
   const int sequence = problem / a.kv_heads, q_head = problem % a.kv_heads * a.group + head;
   const Closing closing = close_head(a, q_head, total, lift);
   x = make_float4(x.x * closing.factor, x.y * closing.factor, x.z * closing.factor, x.w * closing.factor);
@@ -55,8 +56,10 @@ __device__ __forceinline__ void finish(const AttendArgs& a, int problem, int hea
 // Zeros for problems without any token.
 __device__ inline void write_empty(const AttendArgs& a, const int* first_tile) {
   const int quads = a.v_dim / 4;
+#pragma unroll 1
   for (int problem = static_cast<int>(blockIdx.x); problem < a.problems; problem += static_cast<int>(gridDim.x)) {
     if (first_tile[problem] != first_tile[problem + 1]) continue;
+#pragma unroll 1
     for (int item = static_cast<int>(threadIdx.x); item < a.group * quads; item += static_cast<int>(blockDim.x)) {
       finish(a, problem, item / quads, item % quads * 4, make_float4(0, 0, 0, 0), {-INFINITY, 0}, 0);
     }
@@ -81,12 +84,14 @@ struct Fold {
 };
 
 // All warps' results of heads first .. first + heads - 1: to the output when complete, else to the block's slot.
-__device__ inline void fold_warps(const AttendArgs& a, const Fold& fold, int problem, int first, int heads, bool complete,
-                                  float lift) {
-  const int quads = a.v_dim / 4, stride = a.v_dim + 4, warps = static_cast<int>(blockDim.x) / 32;
+__device__ __forceinline__ void fold_warps(const AttendArgs& a, const Fold& fold, int problem, int first, int heads,
+                                           bool complete, int v_dim, float lift) {
+  const int quads = v_dim / 4, stride = v_dim + 4, warps = static_cast<int>(blockDim.x) / 32;
+#pragma unroll 1
   for (int item = static_cast<int>(threadIdx.x); item < heads * quads; item += static_cast<int>(blockDim.x)) {
     const int head = item / quads, at = item % quads * 4;
     float top = -INFINITY;
+#pragma unroll 4
     for (int w = 0; w < warps; ++w) top = fmaxf(top, fold.maximum[w][head]);
     float4 x = make_float4(0, 0, 0, 0);
     float sum = 0;
@@ -101,7 +106,7 @@ __device__ inline void fold_warps(const AttendArgs& a, const Fold& fold, int pro
       continue;
     }
     const std::size_t slot = (static_cast<std::size_t>(blockIdx.x) + problem) * a.group + first + head;
-    __stcg(reinterpret_cast<float4*>(a.partial + slot * a.v_dim + at), x);
+    __stcg(reinterpret_cast<float4*>(a.partial + slot * v_dim + at), x);
     if (at == 0) __stcg(a.partial_sum + slot, make_float2(top, sum));
   }
 }
@@ -119,11 +124,12 @@ __device__ __forceinline__ bool arrive_last(const AttendArgs& a, int problem, in
 }
 
 // Merges the `parts` partial results of a problem that lie from slot `slot` on. All threads take part.
-__device__ inline void merge_blocks(const AttendArgs& a, float* memory, int problem, int slot, int parts, float lift) {
+__device__ __forceinline__ void merge_blocks(const AttendArgs& a, float* memory, int problem, int slot, int parts, int v_dim,
+                                             float lift) {
   constexpr int kAhead = 8;  // partial results a thread has on their way before it knows their weights
   __shared__ HeadSum totals[kMaxGroup];
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  const int quads = a.v_dim / 4, items = a.group * quads, columns = max(threads / items, 1);
+  const int quads = v_dim / 4, items = a.group * quads, columns = max(threads / items, 1);
   float* weights = memory;                                                            // [parts, G]
   auto* sums = reinterpret_cast<float4*>(memory + (parts * a.group + 3) / 4 * 4);     // [threads]
   const auto* partial = reinterpret_cast<const float4*>(a.partial) + static_cast<std::size_t>(slot) * items;
@@ -138,12 +144,15 @@ __device__ inline void merge_blocks(const AttendArgs& a, float* memory, int prob
     const int row = columns > 1 ? part : k;
     ahead[k] = here ? __ldcg(partial + static_cast<std::size_t>(row) * items + first_item) : make_float4(0, 0, 0, 0);
   }
+#pragma unroll 1
   for (int head = thread / 32; head < a.group; head += threads / 32) {
     const float2* of = a.partial_sum + static_cast<std::size_t>(slot) * a.group + head;
     float top = -INFINITY, sum = 0;
+#pragma unroll 1
     for (int part = lane; part < parts; part += 32) top = fmaxf(top, __ldcg(of + part * a.group).x);
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(kWarp, top, step));
+#pragma unroll 1
     for (int part = lane; part < parts; part += 32) {
       const float2 x = __ldcg(of + part * a.group);
       const float weight = weight_of(x.x, top);
@@ -155,6 +164,7 @@ __device__ inline void merge_blocks(const AttendArgs& a, float* memory, int prob
     if (lane == 0) totals[head] = {top, sum};
   }
   __syncthreads();
+#pragma unroll 1
   for (int item = first_item; item < items; item += threads) {
     const int head = item / quads;
     const int from = columns > 1 ? column : 0;
@@ -183,6 +193,7 @@ __device__ inline void merge_blocks(const AttendArgs& a, float* memory, int prob
     __syncthreads();
     if (thread < items) {
       float4 x = sums[thread];
+#pragma unroll 1
       for (int c = 1; c < columns; ++c) add_scaled(x, sums[c * items + thread], 1.0f);
       finish(a, problem, thread / quads, thread % quads * 4, x, totals[thread / quads], lift);
     }

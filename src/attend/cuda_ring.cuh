@@ -27,30 +27,22 @@ struct StageHead {
 template <int kStages>
 class Ring {
  public:
+  // Calls of refill() before the first stage is on its way: a tile is found, located, copied.
+  static constexpr int kLead = 2;
+
   __device__ Ring(const AttendArgs& a, unsigned char* memory, const int* first_tile, const Stretch& stretch, int warp, int warps)
       : a_(a),
         memory_(shared_address(memory)),
         bytes_(a.ring_bytes / kStages),
         lane_(static_cast<int>(threadIdx.x) % 32),
-        finder_(a, first_tile, stretch.problem),
+        finder_(a, first_tile, stretch.problem, lane_),
         end_(stretch.end),
         warps_(warps) {
     // the tiles of a block go round its warps by their number in the whole line, so that short problems do not pile up on warp 0
     next_ = stretch.begin + (warp - stretch.begin % warps + warps) % warps;
-    first_ = next_;
   }
 
-  __device__ int first() const { return first_; }
-
-  template <typename Rows>
-  __device__ void start(const Rows& rows) {
-    tile_ = find();
-    const Tile second = find();
-    place_ = locate(tile_);
-    tile_ = second;
-#pragma unroll
-    for (int s = 0; s < kStages; ++s) refill(rows, s);
-  }
+  __device__ int next() const { return next_; }
 
   // Waits for the oldest stage.
   __device__ std::uint32_t wait(int stage) const {
@@ -67,70 +59,46 @@ class Ring {
     return head;
   }
 
-  // Copies the next tile into the stage, whose contents every lane has read.
+  // Copies the tile that comes next into the stage, whose contents every lane has read.
   template <typename Rows>
-  __device__ void refill(const Rows& rows, int stage) {
-    const Tile later = find();
-    if (place_.count > 0) copy(rows, memory_ + stage * bytes_);
+  __device__ __forceinline__ void refill(const Rows& rows, int stage) {
+    Tile later;
+    if (next_ < end_) later = finder_.find(next_);
+    next_ += warps_;
+    if (located_.count > 0) copy(rows, memory_ + stage * bytes_);
     commit_copies();
-    place_ = locate(tile_);
-    tile_ = later;
+    located_ = found_;
+    valid_ = static_cast<unsigned>(found_.entry) < static_cast<unsigned>(max(found_.limit, 0));
+    const int mine = found_.represented ? lane_ : lane_ % kTile;
+    if (!valid_ && mine < found_.count) atomicOr(a_.status + found_.sequence, device_status::bad_index);
+    if (a_.block_table != nullptr && valid_ && !found_.represented) {
+      const int block = a_.block_shift >= 0 ? found_.entry >> a_.block_shift : found_.entry / a_.block_size;
+      block_ = a_.block_table[static_cast<std::size_t>(found_.sequence) * a_.max_blocks + block];
+    }
+    found_ = later;
   }
 
  private:
-  struct Place {
-    int count, entry, block, problem, place;
-    bool represented, valid;
-  };
-
-  __device__ Tile find() {
-    if (next_ >= end_) return {-1, 0, 0, 0, false};
-    const Tile tile = finder_.find(next_);
-    next_ += warps_;
-    return tile;
-  }
-
-  // Checks token numbers and asks for their blocks.
-  __device__ Place locate(const Tile& tile) const {
-    Place place{tile.count, tile.entry, 0, tile.problem, tile.place, tile.represented, false};
-    if (tile.count == 0) return place;
-    const int sequence = tile.problem / a_.kv_heads;
-    const int limit = tile.represented ? min(a_.clusters[tile.problem], a_.capacity) : a_.lengths[sequence];
-    place.valid = static_cast<unsigned>(tile.entry) < static_cast<unsigned>(max(limit, 0));
-    const int mine = tile.represented ? lane_ : lane_ % kTile;
-    if (!place.valid && mine < tile.count) atomicOr(a_.status + sequence, device_status::bad_index);
-    if (a_.block_table != nullptr && !tile.represented && place.valid) {
-      const int block = a_.block_shift >= 0 ? tile.entry >> a_.block_shift : tile.entry / a_.block_size;
-      place.block = a_.block_table[static_cast<std::size_t>(sequence) * a_.max_blocks + block];
-    }
-    return place;
-  }
-
   template <typename Rows>
-  __device__ void copy(const Rows& rows, std::uint32_t stage) {
-    const unsigned problem = static_cast<unsigned>(place_.problem);
-    if (place_.represented) {
-      const unsigned valid = __ballot_sync(kWarp, place_.valid);
-      copy_represented(stage, valid);
-      set_head(stage, valid, 1);
+  __device__ __forceinline__ void copy(const Rows& rows, std::uint32_t stage) {
+    if (located_.represented) {
+      copy_clusters(rows, stage);
       return;
     }
-    const unsigned sequence = problem / a_.kv_heads, kv_head = problem % a_.kv_heads;
     // lanes 0 .. 15 know the rows of K, lanes 16 .. 31 those of V
     const RowSteps& steps = lane_ < kTile ? a_.k : a_.v;
-    unsigned row = kv_head * steps.head;
-    bool valid = place_.valid;
-    if (a_.block_table == nullptr) {
-      row += sequence * steps.sequence + static_cast<unsigned>(place_.entry) * steps.token;
-    } else {
-      if (a_.block_count > 0 && valid && static_cast<unsigned>(place_.block) >= static_cast<unsigned>(a_.block_count)) {
-        atomicOr(a_.status + sequence, device_status::bad_block);
+    unsigned row = located_.base;
+    bool valid = valid_;
+    int token = located_.entry;
+    if (a_.block_table != nullptr) {
+      if (a_.block_count > 0 && valid && static_cast<unsigned>(block_) >= static_cast<unsigned>(a_.block_count)) {
+        atomicOr(a_.status + located_.sequence, device_status::bad_block);
         valid = false;
       }
-      const int in_block =
-          a_.block_shift >= 0 ? place_.entry & (a_.block_size - 1) : place_.entry % a_.block_size;
-      row += static_cast<unsigned>(place_.block) * steps.block + static_cast<unsigned>(in_block) * steps.token;
+      token = a_.block_shift >= 0 ? token & (a_.block_size - 1) : token % a_.block_size;
+      row += static_cast<unsigned>(block_) * steps.block;
     }
+    row += static_cast<unsigned>(token) * steps.token;
     const unsigned mask = __ballot_sync(kWarp, valid) & 0xffffu;
     if (!valid) row = 0;
     copy_rows(stage, a_.k.data, row, 0, rows.k_chunks(), kTile, mask);
@@ -138,34 +106,44 @@ class Ring {
     set_head(stage, mask, 0);
   }
 
-  // `count` rows of `chunks` 16-byte chunks; row r begins `row` of lane first_lane + r (in 16 bytes) behind data.
+  // `count` rows of `chunks` 16-byte chunks; row r begins `row` of lane first_lane + r (in 16 bytes) behind data. Rows outside
+  // the mask become zeros.
   __device__ __forceinline__ void copy_rows(std::uint32_t to, const std::byte* data, unsigned row, int first_lane, int chunks,
                                             int count, unsigned mask) const {
-#pragma unroll 8
-    for (int step = 0; step < (count * chunks + 31) / 32; ++step) {
+    const int steps = (count * chunks + 31) / 32;
+    const auto one = [&](int step, bool whole) {
       const int i = step * 32 + lane_;
       const int r = i / chunks, chunk = i % chunks;
       const unsigned begin = __shfl_sync(kWarp, row, first_lane + r);
-      if (count * chunks % 32 == 0 || r < count) {
-        copy_16(to + r * row_stride(chunks) + chunk * 16, data + static_cast<std::size_t>(begin + chunk) * 16,
-                static_cast<int>(mask >> r & 1) * 16);
-      }
+      if (count * chunks % 32 != 0 && r >= count) return;
+      const std::byte* from = data + chunk * 16 + static_cast<std::size_t>(begin) * 16;
+      copy_16(to + r * row_stride(chunks) + chunk * 16, from, whole ? 16 : static_cast<int>(mask >> r & 1) * 16);
+    };
+    if (mask == (count == 32 ? 0xffffffffu : (1u << count) - 1)) {
+#pragma unroll 8
+      for (int step = 0; step < steps; ++step) one(step, true);
+    } else {
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) one(step, false);
     }
   }
 
-  __device__ __forceinline__ void copy_represented(std::uint32_t stage, unsigned mask) {
-    const int chunks = a_.v_dim / 16, group = a_.group;
-    const std::size_t column = place_.valid ? static_cast<std::size_t>(place_.problem) * a_.capacity + place_.entry : 0;
-    const auto row = static_cast<unsigned>(column) * chunks;
-    copy_rows(stage, a_.mean_v, row, 0, chunks, kRepresentedTile, mask);
+  template <typename Rows>
+  __device__ __forceinline__ void copy_clusters(const Rows& rows, std::uint32_t stage) {
+    const int chunks = rows.mean_chunks(), group = a_.group;
+    const unsigned mask = __ballot_sync(kWarp, valid_);
+    const unsigned column = valid_ ? located_.base + static_cast<unsigned>(located_.entry) : 0;
+    copy_rows(stage, a_.mean_v, column * chunks, 0, chunks, kRepresentedTile, mask);
     const std::uint32_t scales = stage + kRepresentedTile * row_stride(chunks), weights = scales + kRepresentedTile * 4;
-    copy_4(scales + lane_ * 4, a_.mean_v_scale + column, place_.valid ? 4 : 0);
-    const auto* from = reinterpret_cast<const std::byte*>(a_.lists.log_weight + static_cast<std::size_t>(place_.place) * group);
-    const int bytes = place_.count * group * 4;
+    copy_4(scales + lane_ * 4, a_.mean_v_scale + column, valid_ ? 4 : 0);
+    const auto* from = reinterpret_cast<const std::byte*>(a_.lists.log_weight + static_cast<std::size_t>(located_.place) * group);
+    const int bytes = located_.count * group * 4;
+#pragma unroll 1
     for (int i = lane_ * 16; i < kRepresentedTile * group * 4; i += 32 * 16) {
       const int left = min(max(bytes - i, 0), 16);
       copy_16(weights + i, from + (left > 0 ? i : 0), left);
     }
+    set_head(stage, mask, 1);
   }
 
   __device__ __forceinline__ void set_head(std::uint32_t stage, unsigned valid, unsigned represented) const {
@@ -180,9 +158,11 @@ class Ring {
   int bytes_;
   int lane_;
   TileFinder finder_;
-  int next_, end_, warps_, first_;
-  Tile tile_{-1, 0, 0, 0, false};                           // its token numbers are on their way
-  Place place_{0, 0, 0, 0, 0, false, false};                // its block ids are
+  int next_, end_, warps_;
+  Tile found_;         // its token numbers are on their way
+  Tile located_;       // its block ids are
+  bool valid_ = false;  // the lane's entry of located_
+  int block_ = 0;
 };
 
 }  // namespace tactic::cuda

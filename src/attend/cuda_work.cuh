@@ -62,8 +62,8 @@ __device__ inline Stretch divide(const AttendArgs& a, int* first_tile) {
   const int share = (entries + threads - 1) / threads;
   const int begin = min(thread * share, entries), end = min(begin + share, entries);
   const bool report = blockIdx.x == 0;
-  const auto tiles_at = [&](int entry, bool tell) {
-    const int problem = entry / pieces, piece = entry % pieces;
+  // tiles of entry (problem, piece), problem-major
+  const auto tiles_at = [&](int problem, int piece, bool tell) {
     int tiles = 0;
     if (a.lists.pieces > 0) {
       const PieceWork work = piece_work(a, problem, piece, tell);
@@ -75,9 +75,14 @@ __device__ inline Stretch divide(const AttendArgs& a, int* first_tile) {
     }
     return tiles;
   };
+  const int first_problem = begin / pieces, first_piece = begin - first_problem * pieces;
   int sum = 0;
   int single = 0;  // the tiles of a share of one entry, so that they need not be read again
-  for (int entry = begin; entry < end; ++entry) sum += single = tiles_at(entry, report);
+#pragma unroll 1
+  for (int entry = begin, problem = first_problem, piece = first_piece; entry < end; ++entry) {
+    sum += single = tiles_at(problem, piece, report);
+    if (++piece == pieces) piece = 0, ++problem;
+  }
   int inclusive = sum;
   const int lane = thread % 32;
 #pragma unroll
@@ -88,18 +93,22 @@ __device__ inline Stretch divide(const AttendArgs& a, int* first_tile) {
   if (lane == 31) warp_sum[thread / 32] = inclusive;
   __syncthreads();
   int before = inclusive - sum, total = 0;
+#pragma unroll 1
   for (int w = 0; w < threads / 32; ++w) {
     if (w < thread / 32) before += warp_sum[w];
     total += warp_sum[w];
   }
-  for (int entry = begin; entry < end; ++entry) {
-    if (entry % pieces == 0) first_tile[entry / pieces] = before;
-    before += share == 1 ? single : tiles_at(entry, false);
+#pragma unroll 1
+  for (int entry = begin, problem = first_problem, piece = first_piece; entry < end; ++entry) {
+    if (piece == 0) first_tile[problem] = before;
+    before += share == 1 ? single : tiles_at(problem, piece, false);
+    if (++piece == pieces) piece = 0, ++problem;
   }
   if (thread == 0) first_tile[a.problems] = total;
   const auto cut = [&](unsigned b) { return static_cast<int>(static_cast<std::uint64_t>(b) * total / gridDim.x); };
   Stretch stretch{cut(blockIdx.x), cut(blockIdx.x + 1), 0, total};
   __syncthreads();
+#pragma unroll 1
   for (int p = thread; p < a.problems; p += threads) {
     if (first_tile[p] <= stretch.begin && stretch.begin < first_tile[p + 1]) owner = p;
   }
@@ -115,86 +124,105 @@ __device__ __forceinline__ int block_of_tile(int x, int total) {
 
 // One tile as a warp sees it: lane l knows entry l (token l % 16, or cluster l).
 struct Tile {
-  int entry;     // token or column of the lane's entry
-  int count;     // entries of the tile; 0: no tile
-  int problem;
-  int place;     // represented only: place of the tile's first entry in `represented`, over all problems and pieces
-  bool represented;
+  int entry = -1;  // token or column of the lane's entry
+  int count = 0;   // entries of the tile; 0: no tile
+  int sequence = 0;
+  int limit = 0;         // entries are below
+  int place = 0;         // represented: place of the tile's first entry in `represented`, over all problems and pieces
+  std::uint32_t base = 0;  // tokens: begin of the (sequence, KV head) in K (lanes 0-15) or V, 16 bytes; else first column
+  bool represented = false;
 };
 
 // Finds tiles of ascending number. Lane l holds the l-th list of the current problem: pieces, then (lanes 30, 31) sinks and recent.
 class TileFinder {
  public:
-  __device__ TileFinder(const AttendArgs& a, const int* first_tile, int problem)
-      : a_(a), first_tile_(first_tile), lane_(static_cast<int>(threadIdx.x) % 32) {
-    if (problem < a.problems) enter(problem);
-  }
+  __device__ TileFinder(const AttendArgs& a, const int* first_tile, int problem, int lane)
+      : a_(a), first_tile_(first_tile), lane_(lane), problem_(problem - 1) {}
 
-  // Tile `number` of the line, which must exist.
+  // Tile `number` of the line, which must exist and not precede the one before.
   __device__ __forceinline__ Tile find(int number) {
-    if (number >= first_tile_[problem_ + 1]) {
-      int p = problem_ + 1;
-      while (number >= first_tile_[p + 1]) ++p;
-      enter(p);
-    }
-    const int local = number - first_tile_[problem_];
-    const bool represented = local >= token_tiles_;
-    const int start = represented ? represented_start_ : token_start_;
-    const int list = 31 - __clz(static_cast<int>(__ballot_sync(kWarp, start <= local)));
-    const int size = represented ? kRepresentedTile : kTile;
-    const int done = (local - __shfl_sync(kWarp, start, list)) * size;
-    const int left = __shfl_sync(kWarp, represented ? represented_count_ : token_count_, list) - done;
-    const int first = __shfl_sync(kWarp, represented ? 0 : token_first_, list) + done;
-    Tile tile{-1, min(left, size), problem_, 0, represented};
-    const int mine = represented ? lane_ : lane_ % kTile;
-    if (represented) {
-      const int stretch = (problem_ * a_.lists.pieces + list) * a_.lists.represented_stride;
-      tile.place = stretch + first;
-      if (mine < left) tile.entry = a_.lists.represented[static_cast<std::size_t>(tile.place) + mine];
-    } else if (mine < left) {
-      tile.entry = list < kMaxPieces
-                       ? a_.lists.tokens[static_cast<std::size_t>(problem_) * a_.lists.token_stride + first + mine]
-                       : first + mine;
-    }
+    if (number >= list_end_) seek(number);
+    const int size = list_represented_ ? kRepresentedTile : kTile;
+    const int mine = list_represented_ ? lane_ : lane_ % kTile;
+    const int done = (number - list_begin_) * size, left = list_count_ - done;
+    Tile tile;
+    tile.count = min(left, size);
+    tile.sequence = sequence_;
+    tile.limit = list_represented_ ? clusters_ : length_;
+    tile.base = list_represented_ ? static_cast<std::uint32_t>(problem_) * a_.capacity : base_;
+    tile.place = list_first_ + done;
+    tile.represented = list_represented_;
+    if (mine < left) tile.entry = list_ == nullptr ? tile.place + mine : list_[tile.place + mine];
     return tile;
   }
 
  private:
-  __device__ __forceinline__ int scan(int tiles, int& total) const {
-    int inclusive = tiles;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int below = __shfl_up_sync(kWarp, inclusive, step);
-      if (lane_ >= step) inclusive += below;
+  // To the list that holds tile `number`.
+  __device__ __forceinline__ void seek(int number) {
+    if (number >= end_) enter(number);
+    const int local = number - begin_;
+    list_represented_ = local >= token_tiles_;
+    const int start = list_represented_ ? represented_start_ : token_start_;
+    const int list = 31 - __clz(static_cast<int>(__ballot_sync(kWarp, start <= local)));
+    list_begin_ = begin_ + __shfl_sync(kWarp, start, list);
+    list_count_ = __shfl_sync(kWarp, list_represented_ ? represented_count_ : token_count_, list);
+    list_end_ = list_begin_ + tiles_of(list_count_, list_represented_ ? kRepresentedTile : kTile);
+    list_first_ = __shfl_sync(kWarp, token_first_, list);
+    list_ = list < kMaxPieces ? a_.lists.tokens + static_cast<std::size_t>(problem_) * a_.lists.token_stride : nullptr;
+    if (list_represented_) {
+      list_first_ = (problem_ * a_.lists.pieces + list) * a_.lists.represented_stride;
+      list_ = a_.lists.represented;
     }
-    total = __shfl_sync(kWarp, inclusive, 31);
-    return inclusive - tiles;
   }
 
-  __device__ __forceinline__ void enter(int problem) {
-    problem_ = problem;
-    token_count_ = token_first_ = represented_count_ = 0;
+  __device__ __forceinline__ void enter(int number) {
+    do {
+      end_ = first_tile_[++problem_ + 1];
+    } while (number >= end_);
+    begin_ = first_tile_[problem_];
+    sequence_ = problem_ / a_.kv_heads;
+    const int kv_head = problem_ - sequence_ * a_.kv_heads;
+    const RowSteps& steps = lane_ < kTile ? a_.k : a_.v;
+    base_ = kv_head * steps.head + sequence_ * steps.sequence;
+    length_ = a_.lengths[sequence_];
+    token_count_ = token_first_ = represented_count_ = clusters_ = 0;
     if (lane_ < a_.lists.pieces) {
-      const PieceWork work = piece_work(a_, problem, lane_, false);
+      const PieceWork work = piece_work(a_, problem_, lane_, false);
       token_count_ = work.tokens;
       token_first_ = work.first;
       represented_count_ = work.represented;
     } else if (lane_ >= kMaxPieces) {
-      const AlwaysWork work = always_work(a_, problem / a_.kv_heads, false);
+      const AlwaysWork work = always_work(a_, sequence_, false);
       token_count_ = lane_ == kMaxPieces ? work.sinks : work.recent;
       token_first_ = lane_ == kMaxPieces ? 0 : work.recent_first;
     }
-    token_start_ = scan(tiles_of(token_count_, kTile), token_tiles_);
-    int ignored;
-    represented_start_ = token_tiles_ + scan(tiles_of(represented_count_, kRepresentedTile), ignored);
+    if (a_.clusters != nullptr) clusters_ = min(a_.clusters[problem_], a_.capacity);
+    const int tokens = tiles_of(token_count_, kTile), clusters = tiles_of(represented_count_, kRepresentedTile);
+    int token_sum = tokens, cluster_sum = clusters;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int t = __shfl_up_sync(kWarp, token_sum, step), c = __shfl_up_sync(kWarp, cluster_sum, step);
+      if (lane_ >= step) token_sum += t, cluster_sum += c;
+    }
+    token_tiles_ = __shfl_sync(kWarp, token_sum, 31);
+    token_start_ = token_sum - tokens;
+    represented_start_ = token_tiles_ + cluster_sum - clusters;
   }
 
   const AttendArgs& a_;
   const int* first_tile_;
   int lane_;
-  int problem_ = 0;
+  int problem_, sequence_ = 0;
+  int begin_ = 0, end_ = 0;  // the problem's tiles
+  int length_ = 0, clusters_ = 0;
+  std::uint32_t base_ = 0;
   int token_count_ = 0, token_first_ = 0, token_start_ = 0, token_tiles_ = 0;
   int represented_count_ = 0, represented_start_ = 0;
+  // the list that the last tile was of
+  int list_begin_ = 0, list_end_ = 0;      // tiles
+  int list_count_ = 0, list_first_ = 0;    // entries; place of the first one in list_, or its token
+  const std::int32_t* list_ = nullptr;     // null: consecutive tokens
+  bool list_represented_ = false;
 };
 
 }  // namespace tactic::cuda
