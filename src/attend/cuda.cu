@@ -1,10 +1,9 @@
 // The door of attention on the device: checks shapes, chooses the kernel, lays out scratch, launches.
-#include "attend/cuda.h"
-
 #include <algorithm>
 #include <bit>
 #include <string>
 
+#include "attend/cuda.h"
 #include "attend/cuda_any_math.cuh"
 #include "attend/cuda_launch.h"
 #include "core/cuda.h"
@@ -45,7 +44,8 @@ Scratch scratch_layout(const Shape& shape, int sequences) {
 void check_shape(const DeviceQuery& query, const DeviceKv& kv) {
   const Shape& shape = query.shape;
   for (const DeviceRows* rows : {&kv.k, &kv.v}) {
-    if (rows->dim * size_of(rows->type) % 16 != 0) refuse("rows of " + std::to_string(rows->dim) + " elements are no multiple of 16 bytes");
+    if (rows->dim * size_of(rows->type) % 16 != 0)
+      refuse("rows of " + std::to_string(rows->dim) + " elements are no multiple of 16 bytes");
   }
   if (kv.k.dim != shape.head_dim || kv.v.dim != shape.v_head_dim) refuse("dims of K or V differ from the query's");
   if (shape.group() > kMaxGroup) refuse("group of " + std::to_string(shape.group()) + " query heads, at most 16");
@@ -90,9 +90,12 @@ AttendArgs make_args(const DeviceQuery& query, const DeviceKv& kv, const DeviceO
   a.max_blocks = kv.max_blocks;
   a.block_size = kv.block_size;
   a.block_count = kv.block_count;
-  a.block_shift = std::has_single_bit(static_cast<unsigned>(kv.block_size)) ? std::countr_zero(static_cast<unsigned>(kv.block_size)) : -1;
+  a.block_shift =
+      std::has_single_bit(static_cast<unsigned>(kv.block_size)) ? std::countr_zero(static_cast<unsigned>(kv.block_size)) : -1;
   a.problems = kv.sequences * kv.kv_heads;
   a.kv_heads = kv.kv_heads;
+  a.by_heads = divisor(static_cast<std::uint32_t>(kv.kv_heads));
+  a.by_pieces = divisor(1);
   a.group = query.shape.group();
   a.dim = query.shape.head_dim;
   a.v_dim = query.shape.v_head_dim;
@@ -127,7 +130,7 @@ Launch lay_out(AttendArgs& a, const AttendKernel& kernel, int most_warps = kMaxW
   const std::size_t prefix = (static_cast<std::size_t>(a.problems) + 4) / 4 * 16;
   for (int warps = most_warps; warps > 0; --warps) {
     const std::size_t fold = static_cast<std::size_t>(warps) * std::min(a.group, 8) * (a.v_dim + 4) * 4;
-    const std::size_t merge = static_cast<std::size_t>((grid * a.group + 3) / 4 + warps * 32) * 16;
+    const std::size_t merge = static_cast<std::size_t>((2 * grid * a.group + 3) / 4 + warps * 32) * 16;
     const std::size_t bytes = static_cast<std::size_t>(warps) * (a.ring_bytes + a.math_bytes) + std::max(fold, merge) + prefix;
     if (bytes > limit) continue;
     a.fold_bytes = static_cast<std::int32_t>(std::max(fold, merge));
@@ -165,6 +168,7 @@ void attend_lists(const DeviceQuery& query, const DeviceKv& kv, const DeviceInde
   }
   AttendArgs a = make_args(query, kv, output, status, scratch);
   a.lists = lists;
+  a.by_pieces = divisor(static_cast<std::uint32_t>(std::max(lists.pieces, 1)));
   a.range = index.range;
   a.clusters = index.clusters;
   a.mean_v = reinterpret_cast<const std::byte*>(index.mean_v);

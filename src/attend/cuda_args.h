@@ -10,7 +10,7 @@ namespace tactic::cuda {
 
 constexpr int kTile = 16;             // tokens a warp weighs at once: k of mma m16n8k16
 constexpr int kRepresentedTile = 32;  // clusters a warp weighs at once: half the bytes of a tile of tokens in 16 bit
-constexpr int kMaxWarps = 8;         // of a thread block
+constexpr int kMaxWarps = 8;          // of a thread block
 constexpr int kMaxPieces = 30;        // of DeviceLists: a lane each, and two lanes for the always-attended ranges
 constexpr int kMaxProblems = 8192;    // (sequence, KV head) pairs of a call: their prefix sums lie in shared memory
 
@@ -19,6 +19,12 @@ struct RowSteps {
   const std::byte* data;
   std::uint32_t token, head, block, sequence;
 };
+
+// Quotients of numbers below 2^18 by a number below 2^13 with one multiplication.
+struct Divisor {
+  std::uint32_t inverse = 0;  // ceil(2^32 / d); 0 for d = 1
+};
+constexpr Divisor divisor(std::uint32_t d) { return {d == 1 ? 0 : static_cast<std::uint32_t>(((1ull << 32) + d - 1) / d)}; }
 
 struct AttendArgs {
   DeviceQuery query;
@@ -30,13 +36,14 @@ struct AttendArgs {
   const std::int32_t* lengths;
   const std::int32_t* block_table;
   std::int32_t max_length, max_blocks, block_size, block_count;
-  std::int32_t block_shift;       // log2 block_size, or -1
-  const std::int32_t* range;      // null: every token is attended
-  const std::int32_t* clusters;   // the rest of the index as in DeviceIndex
+  std::int32_t block_shift;      // log2 block_size, or -1
+  const std::int32_t* range;     // null: every token is attended
+  const std::int32_t* clusters;  // the rest of the index as in DeviceIndex
   const std::byte* mean_v;
   const float* mean_v_scale;
   std::int32_t capacity;
   std::int32_t problems, kv_heads, group, dim, v_dim;
+  Divisor by_heads, by_pieces;
   std::uint32_t* status;
   // scratch
   float* partial;           // [thread blocks + problems, G, v_dim] unnormalised outputs

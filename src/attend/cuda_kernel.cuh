@@ -1,8 +1,8 @@
 // The attention kernel: a fixed grid in which every thread block weighs an equal stretch of all problems' tiles.
 //
-// Computes softmax(q K' scale) V over the listed, always-attended and represented entries of every (sequence, KV head). Bytes: the K
-// and V rows once for the G heads, v_dim + 4 + 4 G a represented cluster, 2 * 4 G (v_dim + 2) for every block that shares a problem
-// with another.
+// Computes softmax(q K' scale) V over the listed, always-attended and represented entries of every (sequence, KV head). Bytes:
+// the K and V rows once for the G heads, v_dim + 4 + 4 G a represented cluster, 2 * 4 G (v_dim + 2) for every block that shares a
+// problem with another.
 #pragma once
 
 #include "attend/cuda_merge.cuh"
@@ -10,13 +10,12 @@
 
 namespace tactic::cuda {
 
-
 template <typename Math, int kStages>
 __global__ void __launch_bounds__(32 * kMaxWarps, 1) attend_kernel(const __grid_constant__ AttendArgs a) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ float maximum[kMaxWarps][8], sum[kMaxWarps][8];
   __shared__ int shared_problem[2];  // the problems that the block shares with others: first and last of its stretch
-  __shared__ bool merges[2];
+  __shared__ int shared_slot[2], shared_parts[2];
   const int thread = static_cast<int>(threadIdx.x), warps = static_cast<int>(blockDim.x) / 32;
   const int warp = __shfl_sync(kWarp, thread / 32, 0);  // tells the compiler that it is the same in all lanes
   unsigned char* math_memory = memory + warps * a.ring_bytes;
@@ -27,8 +26,10 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) attend_kernel(const __grid_
   let_successor_start();
   wait_for_predecessor();
   const Stretch stretch = divide(a, first_tile);
-  write_empty(a, first_tile);
-  if (stretch.begin >= stretch.end) return;
+  if (stretch.begin >= stretch.end) {
+    write_empty(a, first_tile);
+    return;
+  }
 
   Math math(a, math_memory + warp * a.math_bytes);
   Ring<kStages> ring(a, memory + warp * a.ring_bytes, first_tile, stretch, warp, warps);
@@ -83,18 +84,19 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) attend_kernel(const __grid_
   }
   __syncthreads();
   if (thread < shared) {
-    const int first = block_of_tile(first_tile[shared_problem[thread]], stretch.total);
-    const int last = block_of_tile(first_tile[shared_problem[thread] + 1] - 1, stretch.total);
-    merges[thread] = arrive_last(a, shared_problem[thread], last - first + 1);
+    const int mine = shared_problem[thread];
+    const int first = block_of_tile(stretch, first_tile[mine]);
+    const int parts = block_of_tile(stretch, first_tile[mine + 1] - 1) - first + 1;
+    shared_slot[thread] = first + mine;
+    shared_parts[thread] = arrive_last(a, mine, parts) ? parts : 0;
   }
   __syncthreads();
 #pragma unroll 1
   for (int i = 0; i < shared; ++i) {
-    if (!merges[i]) continue;
-    const int first = block_of_tile(first_tile[shared_problem[i]], stretch.total);
-    const int last = block_of_tile(first_tile[shared_problem[i] + 1] - 1, stretch.total);
-    merge_blocks(a, fold.out, shared_problem[i], first + shared_problem[i], last - first + 1, math.v_dim(), Math::kLift);
+    if (shared_parts[i] == 0) continue;
+    merge_blocks(a, fold.out, shared_problem[i], shared_slot[i], shared_parts[i], math.v_dim(), Math::kLift);
   }
+  write_empty(a, first_tile);
 }
 
 }  // namespace tactic::cuda

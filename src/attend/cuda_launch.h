@@ -7,8 +7,8 @@ namespace tactic::cuda {
 
 struct AttendKernel {
   void (*kernel)(AttendArgs) = nullptr;
-  int stages = 0;       // of a warp's ring
-  bool any = false;     // AnyMath, which needs memory of its own
+  int stages = 0;    // of a warp's ring
+  bool any = false;  // AnyMath, which needs memory of its own
 };
 
 // On tensor cores: head_dim = v_head_dim, tiles of 8 heads: 1 or 2. Null where there is none.

@@ -3,9 +3,9 @@
 //
 // Scores: mma with A = queries [16 rows, 16 dims], B = keys [16 dims, 8 tokens]. For G <= 8, rows 0-7 hold the queries rounded to
 // the type of K and rows 8-15 what the rounding left, so that queries keep 16 bits and more at no cost. For G <= 16 all rows are
-// heads and queries are rounded. Sum: A = values [16 dims, 16 tokens], B = weights [16 tokens, 8 heads], since the scores come out
-// just as B wants them. Lane l = 4 g + t holds, of the scores, head g (and g + 8), tokens 2t, 2t+1, 2t+8, 2t+9; of the output,
-// heads 2t, 2t+1 in two dims of each 16: g, g + 8, or 2g, 2g + 1 where values are bytes ("paired").
+// heads and queries are rounded. Sum: A = values [16 dims, 16 tokens], B = weights [16 tokens, 8 heads], since the scores come
+// out just as B wants them. Lane l = 4 g + t holds, of the scores, head g (and g + 8), tokens 2t, 2t+1, 2t+8, 2t+9; of the
+// output, heads 2t, 2t+1 in two dims of each 16: g, g + 8, or 2g, 2g + 1 where values are bytes ("paired").
 #pragma once
 
 #include "attend/cuda_ring.cuh"
@@ -47,7 +47,8 @@ class MatrixMath {
   static constexpr __device__ __host__ int mean_chunks() { return kDim / 16; }
   static constexpr __device__ __host__ int v_dim() { return kDim; }
 
-  __device__ MatrixMath(const AttendArgs& a, unsigned char*) : lane_(static_cast<int>(threadIdx.x) % 32), g_(lane_ / 4), t_(lane_ % 4) {
+  __device__ MatrixMath(const AttendArgs& a, unsigned char*)
+      : lane_(static_cast<int>(threadIdx.x) % 32), g_(lane_ / 4), t_(lane_ % 4) {
     cap_ = a.query.softcap > 0 ? a.query.softcap * kLog2e : 0.0f;
   }
 
@@ -60,20 +61,22 @@ class MatrixMath {
     for (int h = 0; h < kTiles; ++h) {
       const int head = g_ + 8 * h;
       const auto* row = rows + static_cast<std::size_t>(head) * kDim * size_of(a.query.type);
-      float2 x[2 * kSteps];
-      if (a.query.type == DeviceType::f32) {
+      if (a.query.type == (std::is_same_v<Half, __half> ? DeviceType::f16 : DeviceType::bf16)) {
+        factor_[h] = scale;
 #pragma unroll
         for (int j = 0; j < 2 * kSteps; ++j) {
-          x[j] = head < a.group ? load_two(row, DeviceType::f32, query_dim(j)) : make_float2(0, 0);
+          const auto* pair = reinterpret_cast<const std::uint32_t*>(row + 2 * query_dim(j));
+          q_[j / 2][j % 2 * 2 + h] = head < a.group ? *pair : 0;
+          if (kTiles == 1) q_[j / 2][j % 2 * 2 + 1] = 0;
         }
       } else {
+        float2 x[2 * kSteps];
 #pragma unroll
         for (int j = 0; j < 2 * kSteps; ++j) {
-          const DeviceType type = a.query.type == DeviceType::bf16 ? DeviceType::bf16 : DeviceType::f16;
-          x[j] = head < a.group ? load_two(row, type, query_dim(j)) : make_float2(0, 0);
+          x[j] = head < a.group ? load_two(row, a.query.type, query_dim(j)) : make_float2(0, 0);
         }
+        take_query(x, h, scale);
       }
-      take_query(x, h, scale);
     }
     paired_ = kBytes;
 #pragma unroll

@@ -27,8 +27,8 @@ struct StageHead {
 template <int kStages>
 class Ring {
  public:
-  // Calls of refill() before the first stage is on its way: a tile is found, located, copied.
-  static constexpr int kLead = 2;
+  // Tiles whose token numbers are on their way; so many calls of refill() come before the first copy.
+  static constexpr int kLead = 3;
 
   __device__ Ring(const AttendArgs& a, unsigned char* memory, const int* first_tile, const Stretch& stretch, int warp, int warps)
       : a_(a),
@@ -62,37 +62,40 @@ class Ring {
   // Copies the tile that comes next into the stage, whose contents every lane has read.
   template <typename Rows>
   __device__ __forceinline__ void refill(const Rows& rows, int stage) {
-    Tile later;
-    if (next_ < end_) later = finder_.find(next_);
-    next_ += warps_;
-    if (located_.count > 0) copy(rows, memory_ + stage * bytes_);
+    if (found_[0].count > 0) copy(rows, memory_ + stage * bytes_);
     commit_copies();
-    located_ = found_;
-    valid_ = static_cast<unsigned>(found_.entry) < static_cast<unsigned>(max(found_.limit, 0));
-    const int mine = found_.represented ? lane_ : lane_ % kTile;
-    if (!valid_ && mine < found_.count) atomicOr(a_.status + found_.sequence, device_status::bad_index);
-    if (a_.block_table != nullptr && valid_ && !found_.represented) {
-      const int block = a_.block_shift >= 0 ? found_.entry >> a_.block_shift : found_.entry / a_.block_size;
-      block_ = a_.block_table[static_cast<std::size_t>(found_.sequence) * a_.max_blocks + block];
+    found_[0] = found_[1];
+    found_[1] = found_[2];
+    found_[2].count = 0;
+    if (next_ < end_) found_[2] = finder_.find(next_);
+    next_ += warps_;
+    if (a_.block_table != nullptr && found_[0].count > 0 && !found_[0].represented) {
+      const int token = found_[0].entry;
+      if (static_cast<unsigned>(token) < static_cast<unsigned>(found_[0].limit)) {
+        const int block = a_.block_shift >= 0 ? token >> a_.block_shift : token / a_.block_size;
+        block_ = a_.block_table[static_cast<std::size_t>(found_[0].sequence) * a_.max_blocks + block];
+      }
     }
-    found_ = later;
   }
 
  private:
   template <typename Rows>
   __device__ __forceinline__ void copy(const Rows& rows, std::uint32_t stage) {
-    if (located_.represented) {
-      copy_clusters(rows, stage);
+    const Tile& tile = found_[0];
+    bool valid = static_cast<unsigned>(tile.entry) < static_cast<unsigned>(tile.limit);
+    const int mine = tile.represented ? lane_ : lane_ % kTile;
+    if (!valid && mine < tile.count) report(a_, tile.sequence, device_status::bad_index);
+    if (tile.represented) {
+      copy_clusters(rows, stage, valid);
       return;
     }
     // lanes 0 .. 15 know the rows of K, lanes 16 .. 31 those of V
     const RowSteps& steps = lane_ < kTile ? a_.k : a_.v;
-    unsigned row = located_.base;
-    bool valid = valid_;
-    int token = located_.entry;
+    unsigned row = tile.base;
+    int token = tile.entry;
     if (a_.block_table != nullptr) {
       if (a_.block_count > 0 && valid && static_cast<unsigned>(block_) >= static_cast<unsigned>(a_.block_count)) {
-        atomicOr(a_.status + located_.sequence, device_status::bad_block);
+        report(a_, tile.sequence, device_status::bad_block);
         valid = false;
       }
       token = a_.block_shift >= 0 ? token & (a_.block_size - 1) : token % a_.block_size;
@@ -129,15 +132,16 @@ class Ring {
   }
 
   template <typename Rows>
-  __device__ __forceinline__ void copy_clusters(const Rows& rows, std::uint32_t stage) {
+  __device__ __forceinline__ void copy_clusters(const Rows& rows, std::uint32_t stage, bool valid) {
     const int chunks = rows.mean_chunks(), group = a_.group;
-    const unsigned mask = __ballot_sync(kWarp, valid_);
-    const unsigned column = valid_ ? located_.base + static_cast<unsigned>(located_.entry) : 0;
+    const unsigned mask = __ballot_sync(kWarp, valid);
+    const unsigned column = valid ? found_[0].base + static_cast<unsigned>(found_[0].entry) : 0;
     copy_rows(stage, a_.mean_v, column * chunks, 0, chunks, kRepresentedTile, mask);
     const std::uint32_t scales = stage + kRepresentedTile * row_stride(chunks), weights = scales + kRepresentedTile * 4;
-    copy_4(scales + lane_ * 4, a_.mean_v_scale + column, valid_ ? 4 : 0);
-    const auto* from = reinterpret_cast<const std::byte*>(a_.lists.log_weight + static_cast<std::size_t>(located_.place) * group);
-    const int bytes = located_.count * group * 4;
+    copy_4(scales + lane_ * 4, a_.mean_v_scale + column, valid ? 4 : 0);
+    const auto* from =
+        reinterpret_cast<const std::byte*>(a_.lists.log_weight + static_cast<std::size_t>(found_[0].place) * group);
+    const int bytes = found_[0].count * group * 4;
 #pragma unroll 1
     for (int i = lane_ * 16; i < kRepresentedTile * group * 4; i += 32 * 16) {
       const int left = min(max(bytes - i, 0), 16);
@@ -159,9 +163,7 @@ class Ring {
   int lane_;
   TileFinder finder_;
   int next_, end_, warps_;
-  Tile found_;         // its token numbers are on their way
-  Tile located_;       // its block ids are
-  bool valid_ = false;  // the lane's entry of located_
+  Tile found_[kLead];  // the first is the next to be copied
   int block_ = 0;
 };
 
