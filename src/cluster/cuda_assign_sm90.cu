@@ -25,7 +25,9 @@ template <int kDim>
 struct Stage {
   static constexpr int kTile = (kDim + 63) / 64 * kTileClusters * 128;
   static constexpr int kBytes = kTile + 1024;
-  static constexpr int kCount = 220 * 1024 / kBytes < 6 ? 220 * 1024 / kBytes : 6;
+  static constexpr int kTokens = Steps<kDim>::kTokens * kDim * 2;  // of the tokens' y, before the stages
+  static constexpr int kFit = (226 * 1024 - kTokens - 1024) / kBytes;
+  static constexpr int kCount = kFit < 6 ? kFit : 6;
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -232,12 +234,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using S = Stage<kDim>;
   extern __shared__ __align__(1024) std::byte dynamic[];
-  __shared__ __align__(8) std::uint64_t barriers[2][S::kCount];  // full, empty
-  std::byte* stages = dynamic + (1024 - shared_address(dynamic) % 1024) % 1024;
+  __shared__ __align__(8) std::uint64_t barriers[2][S::kCount + 1];  // full, empty; the last of the tokens
+  std::byte* tokens = dynamic + (1024 - shared_address(dynamic) % 1024) % 1024;
+  std::byte* stages = tokens + S::kTokens;
   const auto full = [&](int s) { return shared_address(&barriers[0][s]); };
   const auto empty = [&](int s) { return shared_address(&barriers[1][s]); };
   if (threadIdx.x == 0) {
-    for (int s = 0; s < S::kCount; ++s) {
+    for (int s = 0; s <= S::kCount; ++s) {
       init_barrier(full(s), 1);
       init_barrier(empty(s), kGroups * 4);  // warps
     }
@@ -249,6 +252,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int lane = threadIdx.x % 32;
   int stage = 0;
   unsigned phase = 0;
+  unsigned turn = 0;  // parity of this block's items
   // Consecutive items are of one problem, so that blocks that run together read the same tiles.
   if (threadIdx.x >= kGroups * 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
@@ -256,6 +260,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int number = blockIdx.x; number < items; number += gridDim.x) {
         const Item item(batch, number, Steps<kDim>::kTokens, iteration);
         if (item.tiles == 0) continue;
+        wait(empty(S::kCount), turn ^ 1);
+        turn ^= 1;
+        expect_bytes(full(S::kCount), S::kTokens);
+        copy_bulk(shared_address(tokens), work.y + (item.rows + item.first) * kDim, S::kTokens, full(S::kCount));
         const std::byte* source = work.tiles + item.columns / kTileClusters * S::kTile;
         for (int tile = 0; tile < item.tiles; ++tile) {
           wait(empty(stage), phase ^ 1);
@@ -274,10 +282,14 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (item.tiles == 0) continue;
       constexpr int kRows = Steps<kDim>::kRows;
       // Row tile r of warpgroup w begins at 64 (w kRows + r).
-      const int row = item.first + threadIdx.x / 128 * (64 * kRows) + threadIdx.x % 128 / 32 * 16 + lane / 4;
+      const int row = threadIdx.x / 128 * (64 * kRows) + threadIdx.x % 128 / 32 * 16 + lane / 4;
       unsigned a[kRows][kDim / 16][4];
+      wait(full(S::kCount), turn);
+      turn ^= 1;
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) load_tokens<kDim>(work.y + (item.rows + row + 64 * r) * kDim, a[r]);
+      for (int r = 0; r < kRows; ++r) load_tokens<kDim>(reinterpret_cast<const __half*>(tokens) + (row + 64 * r) * kDim, a[r]);
+      __syncwarp();
+      if (lane == 0) arrive(empty(S::kCount));
       constexpr int kSecond = kRows == 2 ? 0 : Steps<kDim>::kColumns;  // first column of the second step
       Best best[kRows];
       float sums[2][Steps<kDim>::kColumns / 2];
@@ -308,7 +320,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       end_step<kDim>(sums[1], kSecond, item.tiles - 1, score_bits, best[kRows - 1]);
       if (++stage == S::kCount) stage = 0, phase ^= 1;
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) store_nearest(work, item, row + 64 * r, best[r]);
+      for (int r = 0; r < kRows; ++r) store_nearest(work, item, item.first + row + 64 * r, best[r]);
     }
   }
 #endif
@@ -316,7 +328,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <int kDim>
 bool assign_of(const Batch& batch, int iteration, cudaStream_t stream) {
-  constexpr int kBytes = Stage<kDim>::kCount * Stage<kDim>::kBytes + 1024;
+  constexpr int kBytes = Stage<kDim>::kTokens + Stage<kDim>::kCount * Stage<kDim>::kBytes + 1024;
   const auto kernel = assign_sm90_kernel<kDim>;
   // The kernel has a body, and with it shared memory of fixed size, only where it was built for this very architecture.
   cudaFuncAttributes attributes{};

@@ -22,7 +22,7 @@ constexpr int kTileClusters = 128;  // centroids of a tile: the width of a matri
 constexpr int kTokenTile = 256;     // tokens of a thread block of assign(); rows of y are padded to it
 constexpr int kPanelElements = 64;  // elements of a row of a tile's panel: 128 bytes, all 32 banks
 constexpr int kSampleTokens = 256;  // whose mean is the origin
-constexpr int kPieceTokens = 1024;  // that one thread block adds into a piece of the covariance, at least
+constexpr int kPieceTokens = 256;   // that one thread block adds into a piece of the covariance, at least
 constexpr int kMaxPieces = 32;
 constexpr float kMaxHalf = 65504.0f;
 

@@ -9,11 +9,11 @@
 namespace tactic::cuda {
 
 constexpr int kClusterThreads = 128;
-constexpr int kSortTokens = 2048;  // sorted in shared memory; larger clusters are read out of `nearest` in order
+constexpr int kSortTokens = 1024;  // sorted in shared memory; larger clusters are read out of `nearest` in order
 
 struct ClusterShared {
   std::int32_t tokens[kSortTokens];
-  float partial[kClusterThreads * 8];  // [groups, dim]
+  float partial[kClusterThreads * 8];  // [groups, dim] sums of groups of threads
   float mean[kMaxHeadDim];
   float reduce[kClusterThreads / 32];
 };
@@ -76,31 +76,30 @@ __device__ inline const std::int32_t* sort_tokens(std::int32_t* order, int size,
   return order;
 }
 
-// Adds load(token, i, x): elements i .. i + 7 of the rows of `tokens`, into shared.mean [dim], times `factor`. Ends in a barrier.
-template <typename Load>
-__device__ inline void mean_of_rows(const std::int32_t* tokens, int size, int dim, float factor, ClusterShared& shared,
-                                    Load&& load) {
-  const int lanes = dim / 8;
-  const int groups = kClusterThreads / lanes;
-  const int group = threadIdx.x / lanes;
-  const int i = threadIdx.x % lanes * 8;
-  if (group < groups) {
-    float sum[8] = {};
-#pragma unroll 4
-    for (int at = group; at < size; at += groups) {
-      float x[8];
-      load(tokens[at], i, x);
+// A group of dim / 8 threads reads whole rows; groups take the cluster's tokens in turn.
+struct Group {
+  __device__ explicit Group(int dim)
+      : lanes(dim / 8), groups(kClusterThreads / lanes), number(threadIdx.x / lanes), i(threadIdx.x % lanes * 8) {}
+  __device__ bool works() const { return number < groups; }
+  int lanes;
+  int groups;
+  int number;
+  int i;  // first of this thread's 8 elements
+};
+
+// mean [dim] = factor * the sum over groups of their 8 elements a thread. partial [groups, dim] is shared memory. Ends in a
+// barrier.
+__device__ inline void mean_of_groups(const float (&sum)[8], const Group& group, int dim, float factor, float* partial,
+                                      float* mean) {
+  if (group.works()) {
 #pragma unroll
-      for (int e = 0; e < 8; ++e) sum[e] += x[e];
-    }
-#pragma unroll
-    for (int e = 0; e < 8; ++e) shared.partial[group * dim + i + e] = sum[e];
+    for (int e = 0; e < 8; ++e) partial[group.number * dim + group.i + e] = sum[e];
   }
   __syncthreads();
   for (int e = threadIdx.x; e < dim; e += kClusterThreads) {
-    float sum = 0;
-    for (int g = 0; g < groups; ++g) sum += shared.partial[g * dim + e];
-    shared.mean[e] = sum * factor;
+    float total = 0;
+    for (int g = 0; g < group.groups; ++g) total += partial[g * dim + e];
+    mean[e] = total * factor;
   }
   __syncthreads();
 }

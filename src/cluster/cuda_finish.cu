@@ -8,23 +8,68 @@ namespace {
 __device__ __forceinline__ float add(float a, float b) { return a + b; }
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 
-// shared.mean [dim] into int8: round(mean / scale), scale = max |mean| / 127.
-__device__ void store_int8(ClusterShared& shared, int dim, std::int8_t* out, float* scale) {
+// mean [dim] into int8: round(mean / scale), scale = max |mean| / 127.
+__device__ void store_int8(const float* mean, int dim, std::int8_t* out, float* scale, ClusterShared& shared) {
   float largest = 0;
-  for (int i = threadIdx.x; i < dim; i += kClusterThreads) largest = fmaxf(largest, fabsf(shared.mean[i]));
+  for (int i = threadIdx.x; i < dim; i += kClusterThreads) largest = fmaxf(largest, fabsf(mean[i]));
   largest = reduce(largest, shared, larger);
   const float inverse = largest > 1e-36f ? 127.0f / largest : 0.0f;
   const int i = threadIdx.x * 2;
   if (i < dim) {
-    const int low = __float2int_rn(shared.mean[i] * inverse);
-    const int high = __float2int_rn(shared.mean[i + 1] * inverse);
+    const int low = __float2int_rn(mean[i] * inverse);
+    const int high = __float2int_rn(mean[i + 1] * inverse);
     *reinterpret_cast<char2*>(out + i) = make_char2(static_cast<signed char>(low), static_cast<signed char>(high));
   }
   if (threadIdx.x == 0) *scale = inverse > 0 ? largest / 127.0f : 0.0f;
 }
 
+// Sums over a cluster: keys, y less the y of its first token, the square of that, values.
+struct Sums {
+  float k[8] = {};
+  float y[8] = {};
+  float square = 0;
+  float v[8] = {};
+};
+
+__device__ __forceinline__ void add_keys(const Job& job, int head, const __half* y, int dim, const std::int32_t* tokens, int size,
+                                         const Group& group, Sums& sums) {
+  float base[8];
+  load_y(y + static_cast<std::int64_t>(tokens[0]) * dim + group.i, base);
+#pragma unroll 4
+  for (int at = group.number; at < size; at += group.groups) {
+    const int token = tokens[at];
+    float k[8];
+    float now[8];
+    load8(row_of(job, job.k, job.first + token, head), job.k.type, group.i, k);
+    load_y(y + static_cast<std::int64_t>(token) * dim + group.i, now);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      sums.k[e] += k[e];
+      const float difference = now[e] - base[e];
+      sums.y[e] += difference;
+      sums.square += difference * difference;
+    }
+  }
+}
+
+__device__ __forceinline__ void add_values(const Job& job, int head, const std::int32_t* tokens, int size, const Group& group,
+                                           std::uint32_t* bad, Sums& sums) {
+#pragma unroll 4
+  for (int at = group.number; at < size; at += group.groups) {
+    float v[8];
+    load8(row_of(job, job.v, job.first + tokens[at], head), job.v.type, group.i, v);
+    bool finite = true;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      finite = finite && fabsf(v[e]) < INFINITY;
+      sums.v[e] += v[e];
+    }
+    if (!finite) atomicMin(bad, static_cast<unsigned>(tokens[at]));
+  }
+}
+
 // One thread block a cluster.
-__global__ void __launch_bounds__(kClusterThreads) finish_kernel(const __grid_constant__ Batch batch) {
+__global__ void __launch_bounds__(kClusterThreads, 8) finish_kernel(const __grid_constant__ Batch batch) {
   __shared__ __align__(16) ClusterShared shared;
   const int problem = blockIdx.y;
   const int c = blockIdx.x;
@@ -44,47 +89,35 @@ __global__ void __launch_bounds__(kClusterThreads) finish_kernel(const __grid_co
   const float inverse = 1.0f / static_cast<float>(size);
   const std::int32_t* tokens = sort_tokens(work.order + rows + first, size, work.nearest + rows, job.n, c, shared);
 
+  const Group keys(batch.dim);
+  const Group values(batch.v_dim);
+  Sums sums;
+  if (keys.works()) add_keys(job, head, work.y + rows * batch.dim, batch.dim, tokens, size, keys, sums);
+  if (values.works()) add_values(job, head, tokens, size, values, &work.state[problem].bad_v, sums);
   std::int32_t* out = index.tokens + slot * index.token_capacity + place + first;
   for (int i = threadIdx.x; i < size; i += kClusterThreads) out[i] = job.first + tokens[i];
   if (threadIdx.x == 0) index.begin[slot * (index.capacity + 64) + column] = place + first;
 
-  mean_of_rows(tokens, size, batch.dim, inverse * job.k.scale, shared,
-               [&](int token, int i, float(&x)[8]) { load8(row_of(job, job.k, job.first + token, head), job.k.type, i, x); });
+  mean_of_groups(sums.k, keys, batch.dim, inverse * job.k.scale, shared.partial, shared.mean);
   float* mean_k = work.mean_k + (static_cast<std::int64_t>(problem) * batch.columns + c) * batch.dim;
   for (int i = threadIdx.x; i < batch.dim; i += kClusterThreads) {
     mean_k[i] = shared.mean[i];
     if (!batch.int8_centroids) index.centroid16[at * batch.dim + i] = __bfloat16_as_ushort(__float2bfloat16_rn(shared.mean[i]));
   }
-  if (batch.int8_centroids) store_int8(shared, batch.dim, index.centroid8 + at * batch.dim, index.centroid_scale + at);
-
-  const __half* y = work.y + rows * batch.dim;
-  const auto load = [&](int token, int i, float(&x)[8]) { load_y(y + static_cast<std::int64_t>(token) * batch.dim + i, x); };
+  if (batch.int8_centroids)
+    store_int8(shared.mean, batch.dim, index.centroid8 + at * batch.dim, index.centroid_scale + at, shared);
   __syncthreads();
-  mean_of_rows(tokens, size, batch.dim, inverse, shared, load);
-  float square = 0;
-  const int lanes = batch.dim / 8;
-  const int groups = kClusterThreads / lanes;
-  if (static_cast<int>(threadIdx.x) < groups * lanes) {
-    const int i = threadIdx.x % lanes * 8;
-#pragma unroll 4
-    for (int token = threadIdx.x / lanes; token < size; token += groups) {
-      float x[8];
-      load(tokens[token], i, x);
-#pragma unroll
-      for (int e = 0; e < 8; ++e) square += (x[e] - shared.mean[i + e]) * (x[e] - shared.mean[i + e]);
-    }
-  }
-  square = reduce(square, shared, add);
-  if (threadIdx.x == 0) index.spread[at] = square * inverse * work.state[problem].spread_scale;
 
-  mean_of_rows(tokens, size, batch.v_dim, inverse * job.v.scale, shared, [&](int token, int i, float(&x)[8]) {
-    load8(row_of(job, job.v, job.first + token, head), job.v.type, i, x);
-    bool finite = true;
-#pragma unroll
-    for (int e = 0; e < 8; ++e) finite = finite && fabsf(x[e]) < INFINITY;
-    if (!finite) atomicMin(&work.state[problem].bad_v, static_cast<unsigned>(token));
-  });
-  store_int8(shared, batch.v_dim, index.mean_v + at * batch.v_dim, index.mean_v_scale + at);
+  // sum |y - mean|^2 = sum |y - base|^2 - size |mean - base|^2: the base is in the cluster, so that little cancels
+  mean_of_groups(sums.y, keys, batch.dim, inverse, shared.partial, shared.mean);
+  float square = sums.square;
+  for (int i = threadIdx.x; i < batch.dim; i += kClusterThreads)
+    square -= static_cast<float>(size) * shared.mean[i] * shared.mean[i];
+  square = reduce(square, shared, add);
+  if (threadIdx.x == 0) index.spread[at] = fmaxf(square, 0.0f) * inverse * work.state[problem].spread_scale;
+
+  mean_of_groups(sums.v, values, batch.v_dim, inverse * job.v.scale, shared.partial, shared.mean);
+  store_int8(shared.mean, batch.v_dim, index.mean_v + at * batch.v_dim, index.mean_v_scale + at, shared);
 }
 
 // ---- covariance --------------------------------------------------------------------------------------------------------

@@ -152,37 +152,18 @@ __global__ void __launch_bounds__(kStartThreads) start_kernel(const __grid_const
   }
 }
 
-// y of 16 tokens a warp: rows of k as operand a straight from the caller's cache, 2^e L^T as operand b.
+// Keys of two rows a thread (row and row + 8 of a tile of 16), less the origin and scaled: operand a straight from the cache.
 template <int kDim>
-__global__ void __launch_bounds__(256) load_kernel(const __grid_constant__ Batch batch) {
-  extern __shared__ __align__(128) std::byte tile[];
-  constexpr int kSteps = kDim / 16;
-  const int problem = blockIdx.y;
-  const Job& job = batch.jobs[problem / batch.heads];
-  const int head = problem % batch.heads;
-  const int first = blockIdx.x * 128;
-  if (first / kTokenTile * kTokenTile >= job.n) return;  // assign() reads whole tiles
-  const Work& work = batch.work;
-  ProblemState& state = work.state[problem];
+__device__ __forceinline__ void load_tile(const Job& job, int head, const float* origin, ProblemState& state, int row,
+                                          unsigned (&a)[kDim / 16][4]) {
+  const int t = threadIdx.x % 4;
   const float scale = state.scale;
-  const float* origin = work.origin + static_cast<std::int64_t>(problem) * kDim;
-  {
-    const auto* source =
-        reinterpret_cast<const uint4*>(work.factor + static_cast<std::int64_t>(problem) * tile_bytes(kDim, kDim));
-    for (int i = threadIdx.x; i < tile_bytes(kDim, kDim) / 16; i += 256) reinterpret_cast<uint4*>(tile)[i] = source[i];
-  }
-  const int lane = threadIdx.x % 32;
-  const int row = first + threadIdx.x / 32 * 16 + lane / 4;
-  const int t = lane % 4;
-
-  unsigned a[kSteps][4];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int token = row + 8 * half;
     const std::byte* source = token < job.n ? row_of(job, job.k, job.first + token, head) : nullptr;
     if (token < job.n && source == nullptr) state.bad_block = 1;
     bool finite = true;
-    // Elements at .. at + 7 of k - origin, scaled.
     const auto load = [&](int at, unsigned(&out)[4]) {
       float x[8] = {};
       if (source != nullptr) load8(source, job.k.type, at, x);
@@ -206,56 +187,86 @@ __global__ void __launch_bounds__(256) load_kernel(const __grid_constant__ Batch
     if constexpr (kDim % 32 != 0) {
       unsigned x[4];
       load(kDim - 16 + t / 2 * 8, x);
-      a[kSteps - 1][half] = t % 2 == 0 ? x[0] : x[2];
-      a[kSteps - 1][half + 2] = t % 2 == 0 ? x[1] : x[3];
+      a[kDim / 16 - 1][half] = t % 2 == 0 ? x[0] : x[2];
+      a[kDim / 16 - 1][half + 2] = t % 2 == 0 ? x[1] : x[3];
     }
     if (!finite) atomicMin(&state.bad_k, static_cast<unsigned>(token));
   }
-  __syncthreads();
+}
 
+// y of 16 tokens a warp: their keys as operand a, 2^e L^T out of shared memory as operand b.
+template <int kDim>
+__global__ void __launch_bounds__(256, kDim <= 128 ? 3 : 1) load_kernel(const __grid_constant__ Batch batch) {
+  extern __shared__ __align__(128) std::byte tile[];
+  constexpr int kSteps = kDim / 16;
+  const int problem = blockIdx.y;
+  const Job& job = batch.jobs[problem / batch.heads];
+  const int head = problem % batch.heads;
+  const int first = blockIdx.x * kTokenTile;
+  if (first >= job.n) return;
+  const Work& work = batch.work;
+  const float* origin = work.origin + static_cast<std::int64_t>(problem) * kDim;
+  {
+    const std::byte* source = work.factor + static_cast<std::int64_t>(problem) * tile_bytes(kDim, kDim);
+    for (int i = threadIdx.x * 16; i < tile_bytes(kDim, kDim); i += 256 * 16) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(tile) + i), "l"(source + i));
+    }
+  }
+  const int lane = threadIdx.x % 32;
+  const int t = lane % 4;
   __half* y = work.y + static_cast<std::int64_t>(problem) * batch.rows * kDim;
-  float norm[2] = {};
+#pragma unroll 1
+  for (int part = 0; part < kTokenTile;
+       part += 128) {  // assign() reads whole tiles: what lies behind the last token is written too
+    const int row = first + part + threadIdx.x / 32 * 16 + lane / 4;
+    unsigned a[kSteps][4];
+    load_tile<kDim>(job, head, origin, work.state[problem], row, a);
+    if (part == 0) {
+      asm volatile("cp.async.wait_all;" ::: "memory");
+      __syncthreads();
+    }
+    float norm[2] = {};
 #pragma unroll
-  for (int block = 0; block < (kDim + 31) / 32; ++block) {
-    constexpr int kPairs = 2;
-    unsigned out[2][4];
+    for (int block = 0; block < (kDim + 31) / 32; ++block) {
+      unsigned out[2][4];
 #pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) {
-      if (32 * block + 16 * pair >= kDim) continue;
-      float sums[2][4] = {};
+      for (int pair = 0; pair < 2; ++pair) {
+        if (32 * block + 16 * pair >= kDim) continue;
+        float sums[2][4] = {};
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        unsigned b[4];
-        load_matrices(tile_address(shared_address(tile), kDim, 32 * block + 16 * pair, 16 * step, lane), b);
-        multiply(a[step], b[0], b[1], sums[0]);
-        multiply(a[step], b[2], b[3], sums[1]);
+        for (int step = 0; step < kSteps; ++step) {
+          unsigned b[4];
+          load_matrices(tile_address(shared_address(tile), kDim, 32 * block + 16 * pair, 16 * step, lane), b);
+          multiply(a[step], b[0], b[1], sums[0]);
+          multiply(a[step], b[2], b[3], sums[1]);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const unsigned bits = pack_half(sums[j][2 * half], sums[j][2 * half + 1]);
+            const float2 value = __half22float2(*reinterpret_cast<const __half2*>(&bits));
+            norm[half] += value.x * value.x + value.y * value.y;
+            out[half][2 * pair + j] = bits;
+          }
+        }
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const unsigned bits = pack_half(sums[j][2 * half], sums[j][2 * half + 1]);
-          const float2 value = __half22float2(*reinterpret_cast<const __half2*>(&bits));
-          norm[half] += value.x * value.x + value.y * value.y;
-          out[half][2 * pair + j] = bits;
+        __half* to = y + static_cast<std::int64_t>(row + 8 * half) * kDim + 32 * block;
+        if (32 * block + 32 <= kDim) {
+          *reinterpret_cast<uint4*>(to + 8 * t) = make_uint4(out[half][0], out[half][1], out[half][2], out[half][3]);
+        } else {
+          *reinterpret_cast<uint2*>(to + 4 * t) = make_uint2(out[half][0], out[half][1]);
         }
       }
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      __half* to = y + static_cast<std::int64_t>(row + 8 * half) * kDim + 32 * block;
-      if (32 * block + 32 <= kDim) {
-        *reinterpret_cast<uint4*>(to + 8 * t) = make_uint4(out[half][0], out[half][1], out[half][2], out[half][3]);
-      } else {
-        *reinterpret_cast<uint2*>(to + 4 * t) = make_uint2(out[half][0], out[half][1]);
-      }
+      norm[half] += __shfl_xor_sync(~0u, norm[half], 1);
+      norm[half] += __shfl_xor_sync(~0u, norm[half], 2);
+      if (t == 0) work.norm[static_cast<std::int64_t>(problem) * batch.rows + row + 8 * half] = norm[half];
     }
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    norm[half] += __shfl_xor_sync(~0u, norm[half], 1);
-    norm[half] += __shfl_xor_sync(~0u, norm[half], 2);
-    if (t == 0) work.norm[static_cast<std::int64_t>(problem) * batch.rows + row + 8 * half] = norm[half];
   }
 }
 
@@ -293,7 +304,8 @@ void load_keys_of(const Batch& batch, cudaStream_t stream) {
   check(cudaFuncSetAttribute(load_kernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "load_keys");
   const auto problems = static_cast<unsigned>(batch.job_count * batch.heads);
-  launch("load_keys", load_kernel<kDim>, {dim3(static_cast<unsigned>(batch.rows / 128), problems), 256, bytes}, stream, batch);
+  launch("load_keys", load_kernel<kDim>, {dim3(static_cast<unsigned>(batch.rows / kTokenTile), problems), 256, bytes}, stream,
+         batch);
 }
 
 }  // namespace

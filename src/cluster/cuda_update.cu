@@ -137,8 +137,18 @@ __global__ void __launch_bounds__(kClusterThreads) update_kernel(const __grid_co
   const int size = begin[c + 1] - first;
   const std::int32_t* tokens = sort_tokens(work.order + rows + first, size, work.nearest + rows, job.n, c, shared);
   const __half* y = work.y + rows * batch.dim;
-  mean_of_rows(tokens, size, batch.dim, 1.0f / static_cast<float>(size), shared,
-               [&](int token, int i, float(&x)[8]) { load_y(y + static_cast<std::int64_t>(token) * batch.dim + i, x); });
+  const Group group(batch.dim);
+  float sum[8] = {};
+  if (group.works()) {
+#pragma unroll 4
+    for (int at = group.number; at < size; at += group.groups) {
+      float x[8];
+      load_y(y + static_cast<std::int64_t>(tokens[at]) * batch.dim + group.i, x);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) sum[e] += x[e];
+    }
+  }
+  mean_of_groups(sum, group, batch.dim, 1.0f / static_cast<float>(size), shared.partial, shared.mean);
   std::byte* tile = work.tiles + column / kTileClusters * tile_bytes(kTileClusters, batch.dim);
   float square = 0;
   const int i = threadIdx.x * 2;
