@@ -96,7 +96,8 @@ int weigh_dropped(const HeaviestTask& task) {
 int heaviest(const HeaviestTask& task) {
   const HeadTable& table = *task.table;
   CutTask cut;
-  Cut found;  // its key 0 and no ties: all
+  Cut found;
+  found.key = 0;  // all
   const auto* key = reinterpret_cast<const std::int32_t*>(task.key);
   if (weigh_dropped(task) > task.limit) {
     std::fill_n(task.ones, table.count, 1.0f);
