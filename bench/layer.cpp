@@ -1,9 +1,7 @@
 // Whole decode steps of a layer against our own dense kernel and against the memory's limits, layers in rotation so that caches
 // are cold.
 //
-// Synthetic keys lie around topics (one for 64 tokens of context, runs of 8 tokens), as captured keys do around what a text is
-// about; queries look at topics of the context, as sharply as it takes to attend the wanted share at P = 0.9. Real ones:
-// TACTIC_BENCH_DUMP=FILE (the layout of read_dump), at the share that they have.
+// Queries look at topics of the context (layers.h) as sharply as it takes to attend the wanted share at P = 0.9.
 //
 // Counters: attended share; speedup over dense in the same run; of_target, that over 0.38 / share; of_limit, a bare gather of the
 // attended rows plus streaming the metadata, over the step; microseconds by stage.
@@ -13,14 +11,11 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <fstream>
 #include <string>
 #include <vector>
 
+#include "bench/layers.h"
 #include "bench/limits.h"
-#include "core/half.h"
 #include "decode/decode.h"
 #include "sequence/sequence.h"
 
@@ -30,184 +25,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double us_since(Clock::time_point start) { return std::chrono::duration<double, std::micro>(Clock::now() - start).count(); }
-
-struct Case {
-  std::string name;
-  Shape shape;
-  std::int64_t tokens = 0;
-  int layers = 0;
-  double share = 0;  // wanted; 0: as it comes
-};
-
-// 64 random bits (splitmix64): millions of keys are drawn.
-struct Random {
-  std::uint64_t state;
-  std::uint64_t bits() {
-    std::uint64_t z = (state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  }
-  // Near normal, deviation 1: the sum of four 16-bit uniforms.
-  float normal() {
-    const std::uint64_t b = bits();
-    const auto sum = static_cast<float>((b & 0xffff) + (b >> 16 & 0xffff) + (b >> 32 & 0xffff) + (b >> 48));
-    return (sum - 2 * 65535.0f) * (1.7320508f / 65536);
-  }
-};
-
-// K and V of some layers in llama.cpp's layout [token][kv_head][dim], f16, with their indexes and queries.
-class Layers {
- public:
-  Layers(const Case& c, Team& team)
-      : case_(c), pages_(static_cast<std::size_t>(layer_bytes()) * static_cast<std::size_t>(c.layers), false) {
-    fill_synthetic();
-    build(team);
-  }
-  // From a dump: 8 int32 (layers, q_heads, kv_heads, dim, N, T, 0, 0), q f32 [T, layers, q_heads, dim], K f16 [layers, kv_heads,
-  // N + T, dim], V likewise.
-  Layers(Case& c, const std::string& path, Team& team) : case_(c) {
-    read_dump(path);
-    c = case_;
-    build(team);
-  }
-
-  KvView view(int layer) const {
-    const std::int64_t row = 2 * case_.shape.head_dim;
-    Rows rows{pages_.data() + static_cast<std::int64_t>(layer_bytes()) * layer,
-              DType::f16,
-              case_.shape.head_dim,
-              row * case_.shape.kv_heads,
-              row,
-              0};
-    KvView kv{rows, rows, case_.shape.kv_heads, case_.tokens, nullptr, 1};
-    kv.v.data += static_cast<std::int64_t>(layer_bytes()) / 2;
-    return kv;
-  }
-  Query query(int layer, int step) {
-    const std::size_t size = static_cast<std::size_t>(case_.shape.q_heads * case_.shape.head_dim);
-    return {q_.data() + (static_cast<std::size_t>(layer) * kSteps + static_cast<std::size_t>(step)) * size,
-            case_.shape,
-            {1 / std::sqrt(static_cast<float>(case_.shape.head_dim)), 0, nullptr}};
-  }
-  const LayerIndex& index(int layer) const { return indexes_[static_cast<std::size_t>(layer)]; }
-  int count() const { return case_.layers; }
-  double layer_bytes() const { return 4.0 * case_.shape.kv_heads * case_.shape.head_dim * static_cast<double>(case_.tokens); }
-  void scale_queries(float factor) {
-    for (float& x : q_) x *= factor;
-  }
-
-  static constexpr int kSteps = 8;  // queries of a layer
-
- private:
-  std::byte* at(int layer, bool v, std::int64_t token, int head) {
-    const std::int64_t row = 2 * case_.shape.head_dim;
-    return pages_.data() + static_cast<std::int64_t>(layer_bytes()) * layer +
-           (v ? static_cast<std::int64_t>(layer_bytes()) / 2 : 0) + (token * case_.shape.kv_heads + head) * row;
-  }
-
-  void fill_synthetic() {
-    Random random{42};
-    const Shape& s = case_.shape;
-    const auto d = static_cast<std::size_t>(s.head_dim);
-    const auto topics = static_cast<std::size_t>(case_.tokens / 64);
-    std::vector<float> centers(topics * d);
-    q_.resize(static_cast<std::size_t>(case_.layers) * kSteps * static_cast<std::size_t>(s.q_heads) * d);
-    for (int layer = 0; layer < case_.layers; ++layer) {
-      for (int h = 0; h < s.kv_heads; ++h) {
-        for (float& x : centers) x = random.normal();
-        std::size_t topic = 0;
-        for (std::int64_t t = 0; t < case_.tokens; ++t) {
-          if (t % 8 == 0) topic = random.bits() % topics;
-          std::byte* k = at(layer, false, t, h);
-          std::byte* v = at(layer, true, t, h);
-          for (std::size_t i = 0; i < d; ++i) {
-            store_element(k, DType::f16, i, 0.8f * centers[topic * d + i] + 0.6f * random.normal());
-            store_element(v, DType::f16, i, static_cast<float>(static_cast<int>(i * 7 + topic) % 13) * 0.1f - 0.6f);
-          }
-        }
-        for (int step = 0; step < kSteps; ++step) {
-          std::vector<float> shared(d);
-          for (int look = 0; look < 3; ++look) {
-            const std::size_t at_topic = random.bits() % topics;
-            for (std::size_t i = 0; i < d; ++i) shared[i] += 0.4f * centers[at_topic * d + i];
-          }
-          for (std::size_t i = 0; i < d; ++i) shared[i] += 0.8f * random.normal();
-          float* q = q_.data() + ((static_cast<std::size_t>(layer) * kSteps + static_cast<std::size_t>(step)) *
-                                      static_cast<std::size_t>(s.q_heads) +
-                                  static_cast<std::size_t>(h * s.group())) *
-                                     d;
-          for (int g = 0; g < s.group(); ++g) {
-            for (std::size_t i = 0; i < d; ++i) *q++ = shared[i] + 0.4f * random.normal();
-          }
-        }
-      }
-    }
-  }
-
-  void read_dump(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    std::int32_t head[8] = {};
-    file.read(reinterpret_cast<char*>(head), sizeof head);
-    const int all_layers = head[0];
-    case_.shape = {head[1], head[2], head[3], head[3]};
-    case_.tokens = head[4];
-    case_.layers = std::min(all_layers, 8);
-    const std::int64_t rows = head[4] + head[5];
-    const auto d = static_cast<std::int64_t>(head[3]);
-    const std::int64_t q_row = head[1] * d * 4;
-    const std::int64_t keys = 32 + head[5] * all_layers * q_row;
-    const std::int64_t plane = head[2] * rows * d * 2;
-    pages_ = Pages(static_cast<std::size_t>(layer_bytes()) * static_cast<std::size_t>(case_.layers), false);
-    q_.resize(static_cast<std::size_t>(case_.layers * kSteps * head[1]) * static_cast<std::size_t>(d));
-    std::vector<char> head_rows(static_cast<std::size_t>(case_.tokens * d * 2));
-    for (int layer = 0; layer < case_.layers; ++layer) {
-      const int from = layer * all_layers / case_.layers;
-      for (int step = 0; step < kSteps; ++step) {
-        file.seekg(32 + (static_cast<std::int64_t>(step * 7 % head[5]) * all_layers + from) * q_row);
-        file.read(reinterpret_cast<char*>(q_.data()) + (layer * kSteps + step) * q_row, q_row);
-      }
-      for (int part = 0; part < 2; ++part) {
-        for (int h = 0; h < head[2]; ++h) {
-          file.seekg(keys + (part * all_layers + from) * plane + h * rows * d * 2);
-          file.read(head_rows.data(), static_cast<std::streamsize>(head_rows.size()));
-          for (std::int64_t t = 0; t < case_.tokens; ++t)
-            std::memcpy(at(layer, part != 0, t, h), head_rows.data() + t * d * 2, static_cast<std::size_t>(d * 2));
-        }
-      }
-    }
-    if (!file) throw std::runtime_error(path + ": not a dump");
-  }
-
-  // Segments of 8192 tokens: k-means is quadratic in them, and a layer's step only sees their sum.
-  void build(Team& team) {
-    const Shape& s = case_.shape;
-    for (int layer = 0; layer < case_.layers; ++layer) {
-      std::vector<MetricSpace> metrics;
-      for (int h = 0; h < s.kv_heads; ++h) {
-        QueryMoment moment(s.head_dim);
-        const Query q = query(layer, 0);
-        moment.add(q.q + h * s.group() * s.head_dim, kSteps, s.group(), static_cast<std::int64_t>(s.q_heads) * s.head_dim,
-                   s.head_dim);
-        metrics.push_back(make_metric(Metric::query, moment, {Rotary::Layout::none, {}}, 0.1f));
-      }
-      LayerIndex index;
-      const std::int64_t last = case_.tokens - 64;
-      for (std::int64_t first = 4; first < last;) {
-        const std::int64_t end = last - first < 12288 ? last : first + 8192;
-        index.segments.push_back(build_segment(team, view(layer), first, end, metrics, {32, 3, true, 1}));
-        first = end;
-      }
-      for (int h = 0; h < s.kv_heads; ++h) index.tables.push_back(make_table(index.segments, h));
-      indexes_.push_back(std::move(index));
-    }
-  }
-
-  Case case_;
-  Pages pages_;
-  std::vector<float> q_;  // [layers, kSteps, q_heads, head_dim]
-  std::vector<LayerIndex> indexes_;
-};
 
 class Runner {
  public:
@@ -305,10 +122,9 @@ class Runner {
   int next_ = 0;
 };
 
-void run_layer(benchmark::State& state, Case c) {
+void run_layer(benchmark::State& state, const Case& c) {
   const auto team = make_thread_team(0);
-  const char* dump = std::getenv("TACTIC_BENCH_DUMP");
-  Layers layers = c.tokens == 0 ? Layers(c, dump, *team) : Layers(c, *team);
+  Layers layers(c, *team);
   Runner runner(layers, c);
   runner.steer();
   const double dense = runner.dense_us();
@@ -342,7 +158,7 @@ void run_layer(benchmark::State& state, Case c) {
 
 // The pause of a further segment of 2048 tokens behind a prompt, tables rebuilt: what a decode step that reclusters adds in a
 // layer.
-void run_recluster(benchmark::State& state, Case c) {
+void run_recluster(benchmark::State& state, const Case& c) {
   const auto team = make_thread_team(0);
   const WorkspacePtr workspace = make_workspace();
   Layers layers(c, *team);
@@ -378,7 +194,6 @@ void register_all() {
     cases.push_back({"layer/32q8kv/d128/128K" + at, big, 131072, 2, share});
   }
   cases.push_back({"layer/9q3kv/d64/8K/share0.08", {9, 3, 64, 64}, 8192, 30, 0.08});
-  if (std::getenv("TACTIC_BENCH_DUMP") != nullptr) cases.push_back({"layer/dump", {}, 0, 0, 0});
   for (const std::int64_t tokens : {32768, 131072}) {
     const Case c{"recluster/32q8kv/d128/" + std::to_string(tokens / 1024) + "K", big, tokens, 1, 0};
     benchmark::RegisterBenchmark(c.name.c_str(), [c](benchmark::State& state) { run_recluster(state, c); })
