@@ -6,9 +6,13 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cinttypes>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <new>
 #include <random>
+#include <string>
 
 #include "core/half.h"
 
@@ -83,8 +87,23 @@ Pages::Pages(std::size_t bytes, bool huge) {
   bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) throw std::bad_alloc();
-  if (huge) madvise(data, bytes, MADV_HUGEPAGE);
+  madvise(data, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   data_ = {static_cast<std::byte*>(data), Unmap{bytes}};
+}
+
+bool Pages::in_huge_pages() const {
+  std::ifstream maps("/proc/self/smaps");
+  const auto wanted = reinterpret_cast<std::uintptr_t>(data());
+  bool ours = false;
+  std::uint64_t resident = 0, kilobytes = 0;
+  for (std::string line; std::getline(maps, line);) {
+    std::uintptr_t begin = 0, end = 0;
+    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " ", &begin, &end) == 2) ours = begin <= wanted && wanted < end;
+    if (!ours) continue;
+    if (std::sscanf(line.c_str(), "Rss: %" SCNu64, &kilobytes) == 1) resident = kilobytes;
+    if (std::sscanf(line.c_str(), "AnonHugePages: %" SCNu64, &kilobytes) == 1) return 2 * kilobytes > resident;
+  }
+  return false;
 }
 
 void Pages::Unmap::operator()(std::byte* data) const { munmap(data, bytes); }

@@ -13,13 +13,15 @@
 
 namespace tactic::bench {
 
-// Bytes from mmap, zeroed; asks for 2 MB pages when `huge` (the kernel may refuse: then they are 4 KB).
+// Bytes from mmap, zeroed; asks for 2 MB pages when `huge` (the kernel may refuse: then they are 4 KB), else for 4 KB ones.
 class Pages {
  public:
   Pages() = default;
   Pages(std::size_t bytes, bool huge);
   std::byte* data() const { return data_.get(); }
   std::size_t size() const { return data_.get_deleter().bytes; }
+  // Whether most of what was touched lies in 2 MB pages, as /proc/self/smaps says.
+  bool in_huge_pages() const;
 
  private:
   struct Unmap {

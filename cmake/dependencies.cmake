@@ -1,6 +1,7 @@
 # Third-party headers and libraries, from the system or from TACTIC_DEPS (where scripts/ unpacks pinned packages).
 set(TACTIC_DEPS "" CACHE PATH "Prefix with usr/include and usr/lib of the pinned packages; empty: the system's")
 
+# tactic_dep_<name>; asking again is free.
 function(tactic_header_library name header)
   if(TARGET tactic_dep_${name})
     return()
