@@ -4,13 +4,11 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <csignal>
-#include <cstdio>
-#include <functional>
+#include <algorithm>
+#include <sstream>
 #include <string>
 #include <utility>
 
-#include "commands.h"
 #include "core/error.h"
 
 namespace tactic::program {
@@ -23,9 +21,19 @@ std::string check_mass(const std::string& text) {
   return "";
 }
 
+std::string check_cluster_size(const std::string& text) {
+  int size = 0;
+  if (!CLI::detail::lexical_cast(text, size) || size < 0 || size == 1 || size > 4096)
+    return "must be 0, or 2 to 4096, not " + text;
+  return "";
+}
+
+std::string check_name(const std::string& text) { return text.empty() ? "must name a file" : ""; }
+CLI::Validator named() { return {check_name, ""}; }
+
 void add_model_options(CLI::App* command, SessionOptions& options) {
-  command->add_option("-m,--model", options.model, "model file (GGUF)")->required();
-  command->add_option("-f,--file", options.file, "document: a text file in UTF-8")->required();
+  command->add_option("-m,--model", options.model, "model file (GGUF)")->check(named())->required();
+  command->add_option("-f,--file", options.file, "document: a text file in UTF-8")->check(named())->required();
   command->add_option("-t,--threads", options.threads, "threads; 0: one per core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
@@ -47,9 +55,25 @@ void add_method_options(CLI::App* command, MethodOptions& options, bool with_sto
       ->add_option("-p,--mass", options.mass,
                    "share of the attention mass to reach, in (0, 1]; more costs more, 1 attends to everything")
       ->check(CLI::Validator(check_mass, "(0, 1]"))
+      ->envname("TACTIC_MASS")
       ->capture_default_str();
-  command->add_option("--cluster-size", options.cluster_size, "mean tokens a cluster holds; 0: the method's own")
-      ->check(CLI::Range(0, 4096))
+  command
+      ->add_option(
+          "--goal", options.goal,
+          "what tactic spends rows for: error (the output errs as little as if P of the mass were attended), mass (every "
+          "query head attends to tokens that hold P of its mass)")
+      ->check(CLI::IsMember({"error", "mass"}))
+      ->envname("TACTIC_GOAL")
+      ->capture_default_str();
+  command
+      ->add_flag(
+          "--promise", options.promise,
+          "keep a promise about mass: KV heads whose clusters are bad get a margin, found by probing with the prompt's last "
+          "queries, or attend to everything; the goal is then mass")
+      ->envname("TACTIC_PROMISE");
+  command->add_option("--cluster-size", options.cluster_size, "mean tokens a cluster holds, 2 to 4096; 0: the method's own")
+      ->check(CLI::Validator(check_cluster_size, "0 or 2 - 4096"))
+      ->envname("TACTIC_CLUSTER_SIZE")
       ->capture_default_str();
 }
 
@@ -118,10 +142,10 @@ void add_record_options(CLI::App* command, RecordOptions& options) {
 
 CLI::App* add_capture(CLI::App& program, CaptureOptions& options) {
   CLI::App* command = program.add_subcommand("capture", "record a model's queries, keys and values on a text");
-  command->add_option("-m,--model", options.record.model, "model file (GGUF)")->required();
-  command->add_option("-f,--file", options.record.file, "document: a text file in UTF-8")->required();
+  command->add_option("-m,--model", options.record.model, "model file (GGUF)")->check(named())->required();
+  command->add_option("-f,--file", options.record.file, "document: a text file in UTF-8")->check(named())->required();
   add_record_options(command, options.record);
-  command->add_option("-o,--output", options.output, "safetensors file to write")->required();
+  command->add_option("-o,--output", options.output, "safetensors file to write")->check(named())->required();
   command->add_option("--json", options.json, "write shapes and counts to this file");
   command->footer(
       "The file holds q [steps, layers, q_heads, head_dim] and prompt_q (of the last 128 prompt tokens) in f32, k and v [layers, "
@@ -133,9 +157,9 @@ CLI::App* add_capture(CLI::App& program, CaptureOptions& options) {
 
 CLI::App* add_inspect(CLI::App& program, InspectOptions& options) {
   CLI::App* command = program.add_subcommand("inspect", "show what was attended: budgets, true mass reached, success rate");
-  auto* file = command->add_option("-c,--capture", options.capture, "file of tactic capture");
-  auto* model = command->add_option("-m,--model", options.record.model, "model file (GGUF), for a live run");
-  auto* document = command->add_option("-f,--file", options.record.file, "document of a live run");
+  auto* file = command->add_option("-c,--capture", options.capture, "file of tactic capture")->check(named());
+  auto* model = command->add_option("-m,--model", options.record.model, "model file (GGUF), for a live run")->check(named());
+  auto* document = command->add_option("-f,--file", options.record.file, "document of a live run")->check(named());
   file->excludes(model)->excludes(document);
   model->needs(document);
   document->needs(model);
@@ -154,22 +178,6 @@ CLI::App* add_inspect(CLI::App& program, InspectOptions& options) {
     if (options.capture.empty() && options.record.model.empty()) throw CLI::RequiredError("--capture, or --model and --file,");
   });
   return command;
-}
-
-int guarded(const std::function<int()>& command) {
-  try {
-    return command();
-  } catch (const Interrupted&) {
-    fmt::print(stderr, "tactic: interrupted: nothing was kept of what was not finished\n");
-    return kInterruptedExit;
-  } catch (const Error& error) {
-    fmt::print(stderr, "tactic: {}\n", error.what());
-  } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "tactic: out of memory: free some, or use a shorter document or a smaller model\n");
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "tactic: {}: this should not happen, please report it\n", error.what());
-  }
-  return kRuntimeExit;
 }
 
 CLI::App* add_bench_attention(CLI::App& program, BenchOptions& options) {
@@ -193,6 +201,10 @@ CLI::App* add_bench_attention(CLI::App& program, BenchOptions& options) {
   command->add_option("--share", options.share, "scale the queries until this share of K and V is attended; 0: don't")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
+  command
+      ->add_flag("--huge-pages,!--no-huge-pages", options.workload.huge_pages,
+                 "K and V in pages of 2 MB, as the plug-in keeps the engine's cache, or of 4 KB (default: 2 MB)")
+      ->envname("TACTIC_HUGE_PAGES");
   command->add_option("--seed", options.workload.seed, "of synthetic keys")->capture_default_str();
   command->add_option("--rounds", options.rounds, "of timing")->check(CLI::Range(1, 10000))->capture_default_str();
   add_method_options(command, options.method, false);
@@ -206,48 +218,57 @@ CLI::App* add_bench_attention(CLI::App& program, BenchOptions& options) {
       "  tactic bench attention --context 32768\n"
       "  tactic bench attention --context 131072 --layers 2 --share 0.025\n"
       "  tactic bench attention --keys book.safetensors --json bench.json");
+  command->callback([&options] {
+    const WorkloadSpec& w = options.workload;
+    try {
+      validate(Shape{.q_heads = w.q_heads, .kv_heads = w.kv_heads, .head_dim = w.head_dim, .v_head_dim = w.head_dim});
+    } catch (const Error& error) {
+      throw CLI::ValidationError("--q-heads, --kv-heads", error.what());
+    }
+  });
   return command;
 }
 
-int parse(int count, const char* const* arguments) {
-  CLI::App program("Answers from long documents with adaptive sparse attention.", "tactic");
-  program.set_version_flag("--version", TACTIC_VERSION);
-  program.require_subcommand(1);
-  program.footer("Start with: tactic run --help");
-  RunOptions run_options;
-  CaptureOptions capture_options;
-  InspectOptions inspect_options;
-  BenchOptions bench_options;
-  const std::pair<CLI::App*, std::function<int()>> commands[] = {
-      {add_run(program, run_options), [&] { return run(run_options); }},
-      {add_capture(program, capture_options), [&] { return capture(capture_options); }},
-      {add_inspect(program, inspect_options), [&] { return inspect_command(inspect_options); }},
-      {add_bench_attention(program, bench_options), [&] { return bench_attention(bench_options); }},
-  };
-  try {
-    program.parse(count, arguments);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return program.exit(error);  // --help, --version
-    const auto chosen = program.get_subcommands();
-    const std::string name = chosen.empty() ? "tactic" : "tactic " + chosen.front()->get_name();
-    fmt::print(stderr, "tactic: {}: see {} --help\n", error.what(), name);
-    return kUsageExit;
-  }
-  for (const auto& [command, work] : commands) {
-    if (command->parsed()) return guarded(work);
-  }
-  return kUsageExit;
+// A message may quote what the user wrote: kept to one line.
+std::string one_line(std::string text) {
+  std::replace_if(
+      text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, ' ');
+  return text;
 }
 
 }  // namespace
 
-int parse_and_run(int count, const char* const* arguments) {
+Request parse(int count, const char* const* arguments) {
+  CLI::App program("Answers from long documents with adaptive sparse attention.", "tactic");
+  program.set_version_flag("--version", TACTIC_VERSION);
+  program.require_subcommand(1);
+  program.footer("Start with: tactic run --help");
+  RunOptions run;
+  CaptureOptions capture;
+  InspectOptions inspect;
+  BenchOptions bench;
+  const CLI::App* const run_command = add_run(program, run);
+  const CLI::App* const capture_command = add_capture(program, capture);
+  const CLI::App* const inspect_command = add_inspect(program, inspect);
+  const CLI::App* const bench_command = add_bench_attention(program, bench);
   try {
-    return parse(count, arguments);
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "tactic: {}: this should not happen, please report it\n", error.what());
-    return kRuntimeExit;
+    program.parse(count, arguments);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) {  // --help, --version
+      std::ostringstream text;
+      program.exit(error, text, text);
+      return {.command = {}, .text = text.str(), .exit_code = 0};
+    }
+    const auto chosen = program.get_subcommands();
+    const std::string name = chosen.empty() ? "tactic" : "tactic " + chosen.front()->get_name();
+    return {
+        .command = {}, .text = fmt::format("tactic: {}: see {} --help", one_line(error.what()), name), .exit_code = kUsageExit};
   }
+  if (run_command->parsed()) return {.command = std::move(run), .text = {}};
+  if (capture_command->parsed()) return {.command = std::move(capture), .text = {}};
+  if (inspect_command->parsed()) return {.command = std::move(inspect), .text = {}};
+  if (bench_command->parsed()) return {.command = std::move(bench), .text = {}};
+  return {.command = {}, .text = "tactic: no command: see tactic --help", .exit_code = kUsageExit};
 }
 
 }  // namespace tactic::program

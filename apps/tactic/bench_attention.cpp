@@ -92,7 +92,7 @@ double AttentionBench::cluster() {
     Sequence& sequence = sequences_.emplace_back(
         SequenceConfig{.layers = 1, .shape = work_.shape, .params = work_.params, .rotary = work_.rotary, .options = method_});
     const std::int64_t row = static_cast<std::int64_t>(q_.size());
-    sequence.observe(0, work_.layers[layer].q.data(), work_.prompt_queries, row, work_.shape.head_dim);
+    sequence.observe(0, work_.q[layer].data(), work_.prompt_queries, row, work_.shape.head_dim);
     seconds += sequence.update(team_, *workspace_, 0, work_.kv[layer], true).seconds;
     progress.update(static_cast<double>(layer + 1));
     if (interrupted()) throw Interrupted{};
@@ -104,7 +104,7 @@ double AttentionBench::cluster() {
 StepReport AttentionBench::step(Sequence& sequence, int layer, int round, bool bits) {
   const int timed = work_.queries - work_.prompt_queries;
   const auto row = static_cast<std::size_t>(work_.prompt_queries + round % timed) * q_.size();
-  const auto& all = work_.layers[static_cast<std::size_t>(layer)].q;
+  const auto& all = work_.q[static_cast<std::size_t>(layer)];
   for (std::size_t i = 0; i < q_.size(); ++i) q_[i] = static_cast<float>(query_scale_) * all[row + i];
   StepReport report;
   report.attended = attended_;
@@ -218,9 +218,10 @@ double AttentionBench::limit_us(double stream_gb_per_second) {
 
 void print_figures(const ordered_json& json) {
   const auto number = [&](const char* key) { return json[key].get<double>(); };
-  fmt::print("{} query heads, {} KV heads, head dim {}, {} tokens, P = {}, {} threads, {}\n{}\n", json["q_heads"].get<int>(),
-             json["kv_heads"].get<int>(), json["head_dim"].get<int>(), json["context_tokens"].get<std::int64_t>(), number("mass"),
-             json["threads"].get<int>(), json["isa"].get<std::string>(), json["keys"].get<std::string>());
+  fmt::print("{} query heads, {} KV heads, head dim {}, {} tokens, P = {}, {} threads, {}, {} pages\n{}\n",
+             json["q_heads"].get<int>(), json["kv_heads"].get<int>(), json["head_dim"].get<int>(),
+             json["context_tokens"].get<std::int64_t>(), number("mass"), json["threads"].get<int>(),
+             json["isa"].get<std::string>(), json["pages"].get<std::string>(), json["keys"].get<std::string>());
   fmt::print("streaming  {:8.1f} GB/s\n", number("stream_gb_per_second"));
   fmt::print("dense      {:8.0f} us a layer, {:.1f} GB/s ({:.0f}% of streaming)\n", number("dense_microseconds"),
              number("dense_gb_per_second"), 100 * number("dense_gb_per_second") / number("stream_gb_per_second"));
@@ -237,10 +238,10 @@ void print_figures(const ordered_json& json) {
 }  // namespace
 
 int bench_attention(const BenchOptions& options) {
-  const auto team = make_thread_team(options.threads > 0 ? options.threads : default_threads());
-  AttentionBench bench(
-      options, *team,
-      options.keys == "synthetic" ? synthetic_workload(options.workload, *team) : captured_workload(options.keys));
+  const auto team = make_thread_team(options.threads);
+  AttentionBench bench(options, *team,
+                       options.keys == "synthetic" ? synthetic_workload(options.workload, *team)
+                                                   : captured_workload(options.keys, options.workload.huge_pages));
   ordered_json json;
   const Workload& work = bench.work();
   json["q_heads"] = work.shape.q_heads;
@@ -250,13 +251,17 @@ int bench_attention(const BenchOptions& options) {
   json["layers"] = work.kv.size();
   json["method"] = options.method.method;
   json["mass"] = options.method.mass;
+  json["goal"] = options.method.used_goal();
+  json["promise"] = options.method.promise;
   json["threads"] = team->size();
   json["isa"] = name_of(active_isa());
+  const bool huge = work.pages.front().in_huge_pages();
+  json["pages"] = huge ? "2M" : "4K";
   json["keys"] = work.keys;
   json["cluster_seconds"] = bench.cluster();
   json["index_share_of_kv_bytes"] = bench.index_share();
   if (options.share > 0) json["query_scale"] = bench.steer(options.share);
-  const double stream = bench::stream_bandwidth(*team, kStreamBytes);
+  const double stream = bench::stream_bandwidth(*team, kStreamBytes, huge);
   const double dense = bench.dense_us();
   const Figures figures = bench.tactic();
   const double limit = bench.limit_us(stream);

@@ -5,8 +5,7 @@
 #include <string>
 
 #include "capture.h"
-#include "core/options.h"
-#include "session.h"
+#include "session_options.h"
 #include "workload.h"
 
 namespace tactic::program {
@@ -50,8 +49,5 @@ struct BenchOptions {
   std::string json;
 };
 int bench_attention(const BenchOptions& options);
-
-// The library's options for --method, --mass and --cluster-size. Throws Error.
-Options options_for(const MethodOptions& wanted);
 
 }  // namespace tactic::program

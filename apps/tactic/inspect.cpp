@@ -12,7 +12,6 @@
 #include "interrupt.h"
 #include "progress.h"
 #include "sequence/sequence.h"
-#include "session.h"
 
 namespace tactic::program {
 namespace {
@@ -148,9 +147,9 @@ void LayerInspector::step(Team& team, Workspace& workspace, const Sequence& sequ
 
 Inspection inspect(const Capture& capture, const Options& options, int threads) {
   const CaptureInfo& info = capture.info();
-  Inspection inspection{.info = info, .options = options, .rows = {}, .place_share = {}, .cluster_seconds = 0};
+  Inspection inspection{.info = info, .options = options, .rows = {}, .place_share = {}, .margin = {}, .cluster_seconds = 0};
   inspection.place_share.assign(static_cast<std::size_t>(info.layers) * kPlaces, 0.0);
-  const auto team = make_thread_team(threads > 0 ? threads : default_threads());
+  const auto team = make_thread_team(threads);
   const auto workspace = make_workspace();
   Progress progress("inspect", static_cast<double>(info.layers) * info.steps, "steps");
   for (int layer = 0; layer < info.layers; ++layer) {
@@ -158,6 +157,8 @@ Inspection inspect(const Capture& capture, const Options& options, int threads) 
     Sequence sequence({.layers = 1, .shape = info.shape, .params = info.params, .rotary = info.rotary, .options = options});
     sequence.observe(0, capture.prompt_q(layer), info.window, capture.token_stride(), info.shape.head_dim);
     inspection.cluster_seconds += sequence.update(*team, *workspace, 0, capture.kv(layer, info.prompt_tokens), true).seconds;
+    const std::vector<float>& margin = sequence.layer(0).margin;
+    inspection.margin.insert(inspection.margin.end(), margin.begin(), margin.end());
     LayerInspector inspector(capture, layer, inspection);
     for (int step = 0; step < info.steps; ++step) {
       if (interrupted()) throw Interrupted{};
@@ -167,6 +168,28 @@ Inspection inspect(const Capture& capture, const Options& options, int threads) 
   }
   progress.finish();
   return inspection;
+}
+
+float Inspection::margin_of(const HeadStep& row) const {
+  if (margin.empty()) return 1;
+  return margin[static_cast<std::size_t>(row.layer * info.shape.kv_heads + row.head / info.shape.group())];
+}
+
+PromiseSummary summarise_promise(const Inspection& inspection, int layer) {
+  PromiseSummary sum;
+  const auto heads = static_cast<std::size_t>(inspection.info.shape.kv_heads);
+  const std::span<const float> all(inspection.margin);
+  for (const float margin : layer < 0 || all.empty() ? all : all.subspan(static_cast<std::size_t>(layer) * heads, heads)) {
+    ++sum.heads;
+    if (margin < 0) {
+      ++sum.dense;
+      continue;
+    }
+    sum.with_margin += margin < 1 ? 1 : 0;
+    sum.mean_margin += static_cast<double>(margin);
+  }
+  if (sum.heads > sum.dense) sum.mean_margin /= sum.heads - sum.dense;
+  return sum;
 }
 
 HeadSummary summarise(const Inspection& inspection, int layer, int head) {
@@ -193,12 +216,13 @@ HeadSummary summarise(const Inspection& inspection, int layer, int head) {
 
 std::string csv_of(const Inspection& inspection) {
   std::string text =
-      "layer,query_head,step,context_tokens,attended_tokens,attended_share,budget_tokens,estimated_mass,true_mass,success\n";
+      "layer,query_head,step,context_tokens,attended_tokens,attended_share,budget_tokens,estimated_mass,true_mass,success,"
+      "margin\n";
   const double mass = static_cast<double>(inspection.options.mass);
   for (const HeadStep& row : inspection.rows) {
-    fmt::format_to(std::back_inserter(text), "{},{},{},{},{},{:.6f},{},{:.6f},{:.9f},{}\n", row.layer, row.head, row.step,
+    fmt::format_to(std::back_inserter(text), "{},{},{},{},{},{:.6f},{},{:.6f},{:.9f},{},{}\n", row.layer, row.head, row.step,
                    row.context, row.attended, static_cast<double>(row.attended) / static_cast<double>(row.context), row.budget,
-                   row.estimated_mass, row.true_mass, row.true_mass >= mass - 1e-12 ? 1 : 0);
+                   row.estimated_mass, row.true_mass, row.true_mass >= mass - 1e-12 ? 1 : 0, inspection.margin_of(row));
   }
   return text;
 }

@@ -29,7 +29,11 @@ struct Inspection {
   Options options;
   std::vector<HeadStep> rows;       // by layer, step, head
   std::vector<double> place_share;  // [layers, kPlaces] share of a piece's tokens that was attended, mean over steps and KV heads
+  std::vector<float> margin;        // [layers, kv_heads] of promise mode: < 0 the head attends to everything; else empty
   double cluster_seconds = 0;
+
+  // Of one row; 1 outside promise mode.
+  float margin_of(const HeadStep& row) const;
 };
 
 // Mean, or share of successes, over the rows of one head or layer.
@@ -46,6 +50,16 @@ struct HeadSummary {
 
 // Throws Error or Interrupted.
 Inspection inspect(const Capture& capture, const Options& options, int threads);
+
+// What promise mode gave the KV heads.
+struct PromiseSummary {
+  int heads = 0;
+  int dense = 0;           // attend to everything
+  int with_margin = 0;     // aim higher than P
+  double mean_margin = 0;  // over those that are not dense; 1: P itself
+};
+// layer < 0: all.
+PromiseSummary summarise_promise(const Inspection& inspection, int layer);
 
 // layer or head < 0: all.
 HeadSummary summarise(const Inspection& inspection, int layer, int head);

@@ -22,6 +22,13 @@ ordered_json json_of(const HeadSummary& sum) {
           {"success_rate", sum.success},     {"rows", sum.count}};
 }
 
+ordered_json json_of(const PromiseSummary& sum) {
+  return {{"kv_heads", sum.heads},
+          {"dense_kv_heads", sum.dense},
+          {"kv_heads_with_margin", sum.with_margin},
+          {"margin_mean", sum.mean_margin}};
+}
+
 ordered_json json_of(const Inspection& inspection, const MethodOptions& method) {
   ordered_json json;
   json["model"] = inspection.info.model;
@@ -32,13 +39,18 @@ ordered_json json_of(const Inspection& inspection, const MethodOptions& method) 
   json["kv_heads"] = inspection.info.shape.kv_heads;
   json["method"] = method.method;
   json["mass"] = method.mass;
+  json["goal"] = method.used_goal();
+  json["promise"] = inspection.options.promise;
   json["cluster_size"] = inspection.options.cluster_size;
   json["cluster_seconds"] = inspection.cluster_seconds;
   json["isa"] = name_of(active_isa());
   json["all"] = json_of(summarise(inspection, -1, -1));
+  const bool promise = !inspection.margin.empty();
+  if (promise) json["all"]["promise"] = json_of(summarise_promise(inspection, -1));
   for (int layer = 0; layer < inspection.info.layers; ++layer) {
     ordered_json entry = json_of(summarise(inspection, layer, -1));
     entry["layer"] = layer;
+    if (promise) entry["promise"] = json_of(summarise_promise(inspection, layer));
     for (int head = 0; head < inspection.info.shape.q_heads; ++head)
       entry["heads"].push_back(json_of(summarise(inspection, layer, head)));
     json["by_layer"].push_back(entry);
@@ -46,31 +58,32 @@ ordered_json json_of(const Inspection& inspection, const MethodOptions& method) 
   return json;
 }
 
-void print_row(const std::string& name, const HeadSummary& sum) {
-  fmt::print("{:<6} {:>9.0f} {:>8.1f}% {:>9.0f} {:>10.4f} {:>10.4f} {:>10.4f} {:>8.1f}%\n", name, sum.attended,
-             100 * sum.attended_share, sum.budget, sum.estimated_mass, sum.true_mass, sum.worst_mass, 100 * sum.success);
+// layer < 0: all.
+void print_row(const Inspection& inspection, int layer) {
+  const HeadSummary sum = summarise(inspection, layer, -1);
+  fmt::print("{:<6} {:>9.0f} {:>8.1f}% {:>9.0f} {:>10.4f} {:>10.4f} {:>10.4f} {:>8.1f}%",
+             layer < 0 ? "all" : std::to_string(layer), sum.attended, 100 * sum.attended_share, sum.budget, sum.estimated_mass,
+             sum.true_mass, sum.worst_mass, 100 * sum.success);
+  if (!inspection.margin.empty()) {
+    const PromiseSummary promise = summarise_promise(inspection, layer);
+    fmt::print(" {:>4} of {:<4} {:>5.2f}", promise.dense, promise.heads, promise.mean_margin);
+  }
+  fmt::print("\n");
 }
 
 void print_table(const Inspection& inspection) {
   fmt::print("{}, {} tokens, {} steps, P = {}\n", inspection.info.model, inspection.info.tokens(), inspection.info.steps,
              inspection.options.mass);
-  fmt::print("{:<6} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10} {:>9}\n", "layer", "attended", "share", "budget", "estimated",
-             "true mass", "worst", "success");
-  for (int layer = 0; layer < inspection.info.layers; ++layer) print_row(std::to_string(layer), summarise(inspection, layer, -1));
-  print_row("all", summarise(inspection, -1, -1));
+  fmt::print("{:<6} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10} {:>9}{}\n", "layer", "attended", "share", "budget", "estimated",
+             "true mass", "worst", "success", inspection.margin.empty() ? "" : " dense heads margin");
+  for (int layer = 0; layer < inspection.info.layers; ++layer) print_row(inspection, layer);
+  print_row(inspection, -1);
+  if (!inspection.margin.empty())
+    fmt::print("promise: KV heads that attend to everything; mean margin of the others, which aim at 1 - margin (1 - P)\n");
   fmt::print("tokens and masses: mean over heads and steps; success: share of (head, step) whose true mass reaches P\n");
 }
 
 }  // namespace
-
-Options options_for(const MethodOptions& wanted) {
-  Options options = wanted.method == "paper" ? paper_options() : Options{};
-  options.method = wanted.method == "paper" ? Method::paper : (wanted.method == "full" ? Method::full : Method::tactic);
-  options.mass = static_cast<float>(wanted.mass);
-  if (wanted.cluster_size > 0) options.cluster_size = wanted.cluster_size;
-  validate(options);
-  return options;
-}
 
 int capture(const CaptureOptions& options) {
   NewFile probe(options.output, "name another file with --output");  // before minutes of work

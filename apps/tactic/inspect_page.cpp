@@ -103,6 +103,10 @@ std::string page_of(const Inspection& inspection) {
   data["summary"] = {{"share", rounded(all.attended_share)}, {"attended", std::round(all.attended)},
                      {"mass", rounded(all.true_mass)},       {"worst", rounded(all.worst_mass)},
                      {"success", rounded(all.success)},      {"estimated", rounded(all.estimated_mass)}};
+  if (!inspection.margin.empty()) {
+    const PromiseSummary promise = summarise_promise(inspection, -1);
+    data["promise"] = {{"heads", promise.heads}, {"dense", promise.dense}, {"with_margin", promise.with_margin}};
+  }
   data["maps"] = heat_maps(inspection);
   data["attended"] = attended_by_step(inspection);
   data["curve"] = mass_curve(inspection);

@@ -6,4 +6,7 @@ namespace tactic::program {
 void watch_interrupts();
 bool interrupted();
 
+// Thrown when Ctrl-C came before there was anything to show.
+struct Interrupted {};
+
 }  // namespace tactic::program

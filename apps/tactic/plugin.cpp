@@ -8,7 +8,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "core/error.h"
 #include "files.h"
@@ -22,7 +24,8 @@ std::string library_path() {
   if (const char* named = std::getenv("TACTIC_LLAMA_LIB"); named != nullptr && *named != '\0') return named;
   std::error_code error;
   const std::filesystem::path folder = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
-  const std::filesystem::path places[] = {folder / kName, folder.parent_path() / "lib" / kName};
+  const std::filesystem::path places[] = {folder / kName, folder.parent_path() / "lib" / kName,
+                                          folder.parent_path() / TACTIC_LIBDIR / kName};
   for (const auto& place : places) {
     if (std::filesystem::exists(place, error)) return place.string();
   }
@@ -32,6 +35,11 @@ std::string library_path() {
 }  // namespace
 
 Plugin::Plugin(int threads) {
+  if (const char* disabled = std::getenv("TACTIC_DISABLE");
+      disabled != nullptr && *disabled != '\0' && disabled != std::string_view("0")) {
+    throw Error(Status::unsupported,
+                "TACTIC_DISABLE is set, so the plug-in stays out of the engine: unset it, or pass --method stock");
+  }
   const std::string path = library_path();
   const char* remedy = "build it, name it in TACTIC_LLAMA_LIB, or pass --method stock";
   if (!std::filesystem::exists(path)) throw Error(Status::unsupported, fmt::format("plug-in {} is not there: {}", path, remedy));
@@ -57,16 +65,24 @@ void Plugin::use(const MethodOptions& options) {
   set("method", options.method);  // tactic and paper also choose that pipeline's values for all that is not set
   if (options.method != "tactic" && options.method != "paper") return;
   set("mass", fmt::format("{}", options.mass));
-  if (options.cluster_size > 0) set("cluster_size", std::to_string(options.cluster_size));
+  set("goal", options.used_goal());
+  set("promise", options.promise ? "1" : "0");
+  if (options.cluster_size == 0) return;
+  const char* usual = control_->get("recluster_tokens");
+  set("recluster_tokens", std::to_string(recluster_tokens_for(options.cluster_size, usual == nullptr ? 0 : std::atoi(usual))));
+  set("cluster_size", std::to_string(options.cluster_size));
 }
 
 std::uint64_t Plugin::cluster_options() const {
-  std::uint64_t hash = 0;
-  for (const char* name : {"method", "cluster_size", "iterations", "segment_tokens", "metric", "shrinkage", "int8_centroids",
-                           "seed", "sink_tokens", "recent_tokens", "promise"}) {
+  std::vector<const char*> names = {"method",    "cluster_size",   "iterations", "segment_tokens", "metric",
+                                    "shrinkage", "int8_centroids", "seed",       "sink_tokens",    "recent_tokens"};
+  const auto value_of = [&](const char* name) {
     const char* value = control_->get(name);
-    hash = hash_text(fmt::format("{}={};", name, value == nullptr ? "" : value), hash);
-  }
+    return std::string(value == nullptr ? "" : value);
+  };
+  if (value_of("promise") == "1") names.insert(names.end(), {"promise", "mass"});  // the index holds margins probed for a mass
+  std::uint64_t hash = 0;
+  for (const char* name : names) hash = hash_text(fmt::format("{}={};", name, value_of(name)), hash);
   return hash;
 }
 

@@ -6,15 +6,9 @@
 #include <string>
 
 #include "llama/control.h"
+#include "method.h"
 
 namespace tactic::program {
-
-// What --method, --mass and --cluster-size ask for.
-struct MethodOptions {
-  std::string method = "tactic";  // tactic, paper, full, stock
-  double mass = 0.9;
-  int cluster_size = 0;  // 0: the method's own
-};
 
 // The plug-in stays loaded as long as the process, as the engine keeps pointers into it.
 class Plugin {

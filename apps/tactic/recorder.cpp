@@ -13,6 +13,7 @@
 #include "core/half.h"
 #include "core/options.h"
 #include "engine.h"
+#include "interrupt.h"
 #include "progress.h"
 #include "session.h"
 

@@ -79,6 +79,8 @@ nlohmann::ordered_json describe(const Session& session, const RunOptions& option
   json["context_tokens"] = session.prompt().size();
   json["mass"] = options.session.method.mass;
   json["method"] = options.session.method.method;
+  json["goal"] = options.session.method.used_goal();
+  json["promise"] = options.session.method.promise;
   json["threads"] = session.threads();
   json["isa"] = name_of(active_isa());
   json["engine"] = engine_version();

@@ -10,23 +10,9 @@
 #include "engine.h"
 #include "plugin.h"
 #include "prompt.h"
+#include "session_options.h"
 
 namespace tactic::program {
-
-struct SessionOptions {
-  std::string model;
-  std::string file;
-  std::string question;
-  int tokens = 128;  // of the answer
-  MethodOptions method;
-  Truncate truncate = Truncate::none;
-  int context = 0;  // most tokens of prompt and answer; 0: all that the model has
-  int threads = 0;  // 0: one per core
-  bool use_cache = true;
-  std::string cache;   // folder; empty: the default one
-  bool plugin = true;  // load it: not needed for the engine's own attention alone
-  bool verbose = false;
-};
 
 // What reading took. Seconds of this run; 0 where the cache had it.
 struct ReadingReport {
@@ -37,9 +23,6 @@ struct ReadingReport {
   std::int64_t prefilled_tokens = 0;  // in this run
   std::int64_t cached_tokens = 0;     // from the cache
 };
-
-// Stopped by Ctrl-C before there was anything to show.
-struct Interrupted {};
 
 class Session {
  public:

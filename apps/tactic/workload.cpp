@@ -11,27 +11,31 @@
 #include "capture.h"
 #include "interrupt.h"
 #include "progress.h"
-#include "session.h"
 
 namespace tactic::program {
 namespace {
 
-void add_views(Workload& work) {
+// Takes a layer in, its K and V into pages of the wanted size.
+void add_layer(Workload& work, SyntheticLayer&& layer, bool huge_pages) {
   const Shape& shape = work.shape;
-  const auto rows = [&](const std::vector<std::uint16_t>& values, int dim) {
-    return Rows{.data = std::as_bytes(std::span(values)).data(),
+  const std::size_t k_bytes = layer.k.size() * 2;
+  const std::size_t v_bytes = layer.v.size() * 2;
+  const bench::Pages& pages = work.pages.emplace_back(k_bytes + v_bytes, huge_pages);
+  std::memcpy(pages.data(), layer.k.data(), k_bytes);
+  std::memcpy(pages.data() + k_bytes, layer.v.data(), v_bytes);
+  const auto rows = [&](const std::byte* data, int dim) {
+    return Rows{.data = data,
                 .type = DType::f16,
                 .dim = dim,
                 .token_stride = std::int64_t{2} * dim * shape.kv_heads,
                 .head_stride = std::int64_t{2} * dim,
                 .block_stride = 0};
   };
-  for (const SyntheticLayer& layer : work.layers) {
-    work.kv.push_back({.k = rows(layer.k, shape.head_dim),
-                       .v = rows(layer.v, shape.v_head_dim),
-                       .kv_heads = shape.kv_heads,
-                       .tokens = work.tokens});
-  }
+  work.kv.push_back({.k = rows(pages.data(), shape.head_dim),
+                     .v = rows(pages.data() + k_bytes, shape.v_head_dim),
+                     .kv_heads = shape.kv_heads,
+                     .tokens = work.tokens});
+  work.q.push_back(std::move(layer.q));
 }
 
 // Captured heads as llama.cpp keeps them: [token, kv_heads, dim].
@@ -68,17 +72,17 @@ Workload synthetic_workload(const WorkloadSpec& options, Team& team) {
                        .queries = work.queries,
                        .seed = options.seed + static_cast<std::uint64_t>(layer),
                        .statistics = {}};
-    work.layers.push_back(make_layer(spec, team));
-    if (layer == 0) work.keys = "synthetic: " + describe(spec, work.layers.front());
+    SyntheticLayer made = make_layer(spec, team);
+    if (layer == 0) work.keys = "synthetic: " + describe(spec, made);
+    add_layer(work, std::move(made), options.huge_pages);
     progress.update(layer + 1);
     if (interrupted()) throw Interrupted{};
   }
   progress.finish();
-  add_views(work);
   return work;
 }
 
-Workload captured_workload(const std::string& path) {
+Workload captured_workload(const std::string& path, bool huge_pages) {
   Workload work;
   const Capture capture = Capture::read(path);
   const CaptureInfo& info = capture.info();
@@ -91,7 +95,7 @@ Workload captured_workload(const std::string& path) {
   work.keys = "captured: " + info.model;
   const auto row = static_cast<std::size_t>(info.shape.q_heads) * static_cast<std::size_t>(info.shape.head_dim);
   for (int layer = 0; layer < info.layers; ++layer) {
-    SyntheticLayer& made = work.layers.emplace_back();
+    SyntheticLayer made;
     side_by_side(capture, layer, made);
     auto& q = made.q;
     for (int i = 0; i < info.window; ++i) {
@@ -102,9 +106,9 @@ Workload captured_workload(const std::string& path) {
       const auto from = capture.q(step, layer);
       q.insert(q.end(), from.begin(), from.end());
     }
+    add_layer(work, std::move(made), huge_pages);
     if (interrupted()) throw Interrupted{};
   }
-  add_views(work);
   return work;
 }
 

@@ -12,6 +12,16 @@ cmake -S "$source/examples" -B "$work/cmake" -G Ninja -DCMAKE_PREFIX_PATH="$pref
 cmake --build "$work/cmake"
 (cd "$work/cmake" && ctest --output-on-failure --no-tests=error)
 
+# The program, where it was built, runs with the engine that was installed with it: as far as the missing model.
+if [ -x "$prefix/bin/tactic" ]; then
+  if ldd "$prefix/bin/tactic" | grep -E 'lib(llama|ggml)' | grep -v "$prefix/"; then
+    echo "bin/tactic takes the engine's libraries from elsewhere" && exit 1
+  fi
+  echo "some text" >"$work/text"
+  "$prefix/bin/tactic" run -m "$work/none.gguf" -f "$work/text" --no-cache 2>"$work/said" && exit 1
+  grep -q "model $work/none.gguf cannot be read" "$work/said" || { cat "$work/said" && exit 1; }
+fi
+
 command -v pkg-config >/dev/null || { echo "pkg-config is not here: its half was not tested"; exit 0; }
 PKG_CONFIG_PATH=$(dirname "$(find "$prefix" -name tactic.pc)")
 export PKG_CONFIG_PATH

@@ -90,6 +90,29 @@ class OnTheModel(unittest.TestCase):
         self.assertGreaterEqual(figures["estimated_mass_mean"], 0.85)
         self.assertIn("stock -fa off", done.stdout)
 
+    def test_the_goal_is_the_users_by_option_or_environment(self):
+        common = ["run", "-m", MODEL, "-f", self.long, "-n", 4, "--cache", self.cache / "goal"]
+        error, _ = self.figures(*common)
+        mass, _ = self.figures(*common, "--goal", "mass")
+        named, _ = self.figures(*common, env={**os.environ, "TACTIC_GOAL": "mass"})
+        over, _ = self.figures(*common, "--goal", "error", env={**os.environ, "TACTIC_GOAL": "mass"})
+        promise, _ = self.figures(*common, "--promise")
+        self.assertEqual([f["goal"] for f in (error, mass, named, over, promise)], ["error", "mass", "mass", "error", "mass"])
+        self.assertEqual(named["attended_share_mean"], mass["attended_share_mean"])
+        self.assertEqual(over["attended_share_mean"], error["attended_share_mean"])
+        self.assertNotEqual(mass["attended_share_mean"], error["attended_share_mean"])
+        self.assertGreater(promise["attended_share_mean"], mass["attended_share_mean"])
+        self.assertIn("--goal", run(*common, code=2, env={**os.environ, "TACTIC_GOAL": "speed"}).stderr)
+
+    def test_a_plug_in_that_is_told_to_stay_out_is_an_error_that_says_so_and_stock_still_runs(self):
+        common = ["run", "-m", MODEL, "-f", self.short, "-n", 2, "--no-cache"]
+        env = {**os.environ, "TACTIC_DISABLE": "1"}
+        refused = run(*common, code=1, env=env)
+        self.assertEqual(refused.stderr, "tactic: TACTIC_DISABLE is set, so the plug-in stays out of the engine: unset it, or pass "
+                         "--method stock\n")
+        self.assertEqual(refused.stdout, "")
+        self.assertIn("tokens/s", run(*common, "--method", "stock", env=env).stderr)
+
     def test_bad_input_is_one_line_that_names_it_and_the_remedy(self):
         short, dir = self.short, self.dir
         (dir / "empty.txt").write_text("")
@@ -183,6 +206,11 @@ class OnTheModel(unittest.TestCase):
         everything, _ = self.figures("inspect", "-c", capture, "--method", "full")
         self.assertAlmostEqual(everything["all"]["true_mass"], 1, places=12)
         self.assertEqual(everything["all"]["attended_share"], 1)
+        kept, done = self.figures("inspect", "-c", capture, "--promise")
+        self.assertIn("dense heads", done.stdout)
+        promise = kept["all"]["promise"]
+        self.assertEqual(promise["kv_heads"], 30 * 3)
+        self.assertEqual(promise["dense_kv_heads"], sum(layer["promise"]["dense_kv_heads"] for layer in kept["by_layer"]))
         rows, page = self.dir / "rows.csv", self.dir / "page.html"
         sparse, done = self.figures("inspect", "-c", capture, "-p", 0.9, "--csv", rows, "--html", page)
         self.assertLess(sparse["all"]["attended_share"], 1)
@@ -190,6 +218,7 @@ class OnTheModel(unittest.TestCase):
         with open(rows, newline="") as file:
             table = list(csv.DictReader(file))
         self.assertEqual(len(table), 30 * 9 * 3)
+        self.assertEqual({row["margin"] for row in table}, {"1"})
         mean = sum(float(row["true_mass"]) for row in table) / len(table)
         self.assertAlmostEqual(mean, sparse["all"]["true_mass"], places=6)
         success = sum(int(row["success"]) for row in table) / len(table)
