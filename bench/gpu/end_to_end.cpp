@@ -84,7 +84,7 @@ void measure_decoder(const Session& session, const Pool& pool, const Cell& cell)
   cudaStream_t stream = session.timer.stream();
   const std::string caches_note = std::to_string(c.layers) + " caches for 32 layers";
   const auto add = [&](const std::string& what, double us, double share, const std::string& note) {
-    Row row = c.row(what, "P=" + std::to_string(options.mass).substr(0, 5));
+    Row row = c.row(what, "P=" + std::to_string(layers.options().mass).substr(0, 5));
     row.context = cell.context, row.layers = shape.layers, row.share = share, row.note = note;
     row.times = {us, us, us};
     session.results.add(row);

@@ -119,7 +119,7 @@ constexpr int kPaperClusterSize = 16;  // of its experiments (5.1)
 
 void measure_case(const Session& session, const Case& c, int cluster_size) {
   const SyntheticQueries queries = fill_synthetic(c, {}, 1);
-  double paper_error = 0, sharpness = 1;
+  double paper_error = 0;
   bool dense_done = false;
   for (const std::string& method : {std::string("paper"), std::string("tactic"), std::string("tactic mass")}) {
     bool wanted = false;
@@ -134,7 +134,6 @@ void measure_case(const Session& session, const Case& c, int cluster_size) {
       Options options = bench.layers().options();
       options.mass = static_cast<float>(mass);
       bench.layers().set_options(options);
-      bench.layers().set_sharpness(sharpness);
       bench.step(method + " P=" + percent(mass) + size);
       if (method == "paper" && mass == session.settings.masses.front()) paper_error = bench.layers().error(bench.stream());
     }
@@ -148,7 +147,7 @@ void measure_case(const Session& session, const Case& c, int cluster_size) {
     bench.layers().set_options(options);
     for (const double share : session.settings.shares) {
       bench.layers().steer(share, bench.stream());
-      bench.step(method + " at " + percent(share) + size);
+      bench.step(method + " at " + percent(share) + size + ", P=" + percent(static_cast<double>(bench.layers().options().mass)));
     }
   }
 }

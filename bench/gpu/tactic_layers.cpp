@@ -30,6 +30,7 @@ DeviceArray<std::byte> zeroed(std::size_t bytes) {
 template <class T>
 T* IndexStorage::take(std::size_t count) {
   arrays_.push_back(zeroed(count * sizeof(T)));
+  sequence_bytes_.push_back(count * sizeof(T) / static_cast<std::size_t>(sequences_));
   bytes_ += static_cast<double>(count * sizeof(T));
   return reinterpret_cast<T*>(arrays_.back().data());
 }
@@ -64,7 +65,7 @@ IndexStorage::IndexStorage(int sequences, int kv_heads, int head_dim, int cluste
 
 void IndexStorage::copy_sequence(const IndexStorage& from, int from_sequence, int to_sequence) {
   for (std::size_t i = 0; i < arrays_.size(); ++i) {
-    const std::size_t bytes = from.arrays_[i].size() / static_cast<std::size_t>(from.sequences_);
+    const std::size_t bytes = sequence_bytes_[i];
     check(cudaMemcpy(arrays_[i].data() + static_cast<std::size_t>(to_sequence) * bytes,
                      from.arrays_[i].data() + static_cast<std::size_t>(from_sequence) * bytes, bytes, cudaMemcpyDeviceToDevice),
           "copy of an index");
@@ -133,7 +134,7 @@ DeviceQuery TacticLayers::query(int layer) const {
   q.q = queries_.step(c_, layer);
   q.sequence_stride = c_.q_heads * c_.row_bytes();
   q.shape = {c_.q_heads, c_.kv_heads, c_.head_dim, c_.head_dim};
-  q.scale = static_cast<float>(sharpness_ / std::sqrt(c_.head_dim));
+  q.scale = 1 / std::sqrt(static_cast<float>(c_.head_dim));
   return q;
 }
 
@@ -270,9 +271,9 @@ double TacticLayers::error(cudaStream_t stream) {
 }
 
 void TacticLayers::steer(double share, cudaStream_t stream) {
-  double low = -1.5, high = 1.5;  // logarithm of the sharpness: sharper queries attend to less
+  double low = std::log(0.001), high = std::log(0.9);  // of 1 - P: the more is left out, the fewer are listed
   for (int trial = 0; trial < 10; ++trial) {
-    sharpness_ = std::exp((low + high) / 2);
+    options_.mass = static_cast<float>(1 - std::exp((low + high) / 2));
     (choose(stream).share > share ? low : high) = (low + high) / 2;
   }
 }

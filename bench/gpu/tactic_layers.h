@@ -27,7 +27,8 @@ class IndexStorage {
   T* take(std::size_t count);
   DeviceIndex index_;
   int sequences_ = 0;
-  std::vector<DeviceArray<std::byte>> arrays_;  // each [sequences, ...]
+  std::vector<DeviceArray<std::byte>> arrays_;
+  std::vector<std::size_t> sequence_bytes_;  // of each array, which is [sequences, ...]
   double bytes_ = 0, step_bytes_ = 0;
 };
 
@@ -48,7 +49,6 @@ class TacticLayers {
 
   void set_options(const Options& options) { options_ = options; }  // of choosing only
   const Options& options() const { return options_; }
-  void set_sharpness(double factor) { sharpness_ = factor; }  // factor of the logits
 
   void dense(int layer, cudaStream_t stream) const { dense(layer, output(layer), stream); }
   void step(int layer, cudaStream_t stream) const { step(layer, output(layer), stream); }
@@ -66,7 +66,7 @@ class TacticLayers {
   Choice choose(cudaStream_t stream, bool rows = false) const;
   // Mean of |out - dense out| / |dense out| over the query heads of all layers; NaN if some head's result is not finite.
   double error(cudaStream_t stream);
-  // Finds the sharpness at which `share` of the tokens are listed.
+  // Finds the mass P at which `share` of the tokens are listed, up to P = 99.9%.
   void steer(double share, cudaStream_t stream);
 
   std::uint32_t status() const;  // bits of all sequences since the start
@@ -89,7 +89,6 @@ class TacticLayers {
   Options options_;
   std::int64_t prompt_ = 0;
   int recent_ = 0;
-  double sharpness_ = 1;
   std::vector<IndexStorage> indexes_;
   std::size_t select_bytes_ = 0;
   DeviceArray<std::int32_t> lengths_;
