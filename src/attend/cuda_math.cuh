@@ -30,7 +30,9 @@ __device__ __forceinline__ float2 load_two(const void* row, DeviceType type, int
 __device__ __forceinline__ float checked(float s) { return __fmaf_rn(s, 0.0f, s); }
 
 // log2e softcap tanh(s), s = logit / softcap. Not inlined: few models cap.
-__device__ __noinline__ float capped(float s, float cap) { return cap * (1.0f - 2.0f / (exp2_fast(2 * kLog2e * s) + 1.0f)); }
+[[maybe_unused]] static __device__ __noinline__ float capped(float s, float cap) {
+  return cap * (1.0f - 2.0f / (exp2_fast(2 * kLog2e * s) + 1.0f));
+}
 
 // Half: the type of the arithmetic (and of K and V in memory, unless kBytes: these are e4m3). kTiles: of 8 heads.
 template <typename HalfType, bool kBytesType, int kDimValue, int kTilesValue>

@@ -24,9 +24,8 @@ __device__ __forceinline__ void add_scaled(float4& sum, float4 x, float w) {
   sum.w += x.w * w;
 }
 
-// Normalises four outputs of a head from dim `at` and writes them, and with at = 0 the log-sum-exp. Not inlined: cold code,
-// wanted in several places.
-__device__ __noinline__ void finish(const AttendArgs& a, int problem, int head, int at, float4 x, HeadSum total, float lift) {
+// Normalises four outputs of a head from dim `at` and writes them, and with at = 0 the log-sum-exp.
+__device__ __forceinline__ void finish(const AttendArgs& a, int problem, int head, int at, float4 x, HeadSum total, float lift) {
   const int sequence = quotient(problem, a.by_heads), q_head = (problem - sequence * a.kv_heads) * a.group + head;
   float factor = 0, top = -INFINITY, sum = 1;
   if (total.sum != 0) {
@@ -50,7 +49,7 @@ __device__ __noinline__ void finish(const AttendArgs& a, int problem, int head, 
     a.output.lse[static_cast<std::size_t>(sequence) * a.query.shape.q_heads + q_head] = (top + log2f(sum)) / kLog2e;
   }
   const float check = (x.x - x.x) + (x.y - x.y) + (x.z - x.z) + (x.w - x.w);
-  if (!(check == 0)) report(a, sequence, device_status::non_finite);
+  if (!(check == 0)) report(a.status + sequence, device_status::non_finite);
 }
 
 // Zeros for problems without any token.
@@ -106,11 +105,11 @@ __device__ __forceinline__ void fold_warps(const AttendArgs& a, const Fold& fold
 // Tells that this block's partial result lies in its slot; true for the last of `parts` blocks. One thread calls it, behind a
 // barrier that all writers have passed.
 __device__ __forceinline__ bool arrive_last(const AttendArgs& a, int problem, int parts) {
-  __threadfence();
+  fence_device();
   const bool last = atomicAdd(a.arrivals + problem, 1u) == static_cast<unsigned>(parts) - 1;
   if (last) {
     a.arrivals[problem] = 0;  // for the next launch
-    __threadfence();
+    fence_device();
   }
   return last;
 }

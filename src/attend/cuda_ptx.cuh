@@ -61,6 +61,10 @@ __device__ __forceinline__ void multiply_add<__half>(float (&c)[4], std::uint32_
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// Orders memory operations before it against those behind it for all threads of the device; lighter than __threadfence(), whose
+// fence is sequentially consistent.
+__device__ __forceinline__ void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
 // 2^x to 2 ulp, -inf -> 0.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

@@ -84,7 +84,7 @@ class Ring {
     const Tile& tile = found_[0];
     bool valid = static_cast<unsigned>(tile.entry) < static_cast<unsigned>(tile.limit);
     const int mine = tile.represented ? lane_ : lane_ % kTile;
-    if (!valid && mine < tile.count) report(a_, tile.sequence, device_status::bad_index);
+    if (!valid && mine < tile.count) report(a_.status + tile.sequence, device_status::bad_index);
     if (tile.represented) {
       copy_clusters(rows, stage, valid);
       return;
@@ -95,7 +95,7 @@ class Ring {
     int token = tile.entry;
     if (a_.block_table != nullptr) {
       if (a_.block_count > 0 && valid && static_cast<unsigned>(block_) >= static_cast<unsigned>(a_.block_count)) {
-        report(a_, tile.sequence, device_status::bad_block);
+        report(a_.status + tile.sequence, device_status::bad_block);
         valid = false;
       }
       token = a_.block_shift >= 0 ? token & (a_.block_size - 1) : token % a_.block_size;

@@ -15,7 +15,7 @@ __device__ __forceinline__ int quotient(int n, Divisor d) {
 }
 
 // Not inlined: cold.
-__device__ __noinline__ void report(const AttendArgs& a, int sequence, unsigned bits) { atomicOr(a.status + sequence, bits); }
+[[maybe_unused]] static __device__ __noinline__ void report(std::uint32_t* status, unsigned bits) { atomicOr(status, bits); }
 
 __device__ __forceinline__ int tiles_of(int count, int tile) { return (count + tile - 1) / tile; }
 
@@ -94,7 +94,7 @@ __device__ __forceinline__ Stretch divide(const AttendArgs& a, int* first_tile) 
         running += tiles_of(work.tokens, kTile) + tiles_of(work.represented, kRepresentedTile);
         if (work.bad) bad |= device_status::bad_index;
       }
-      if (bad != 0 && blockIdx.x == 0) report(a, sequence, bad);
+      if (bad != 0 && blockIdx.x == 0) report(a.status + sequence, bad);
     }
     if (round == 1) break;
     int inclusive = running;
