@@ -1,7 +1,13 @@
 #!/usr/bin/env python3
-"""Tables and the plot of run.py's results: report.py docs/results/gpu.csv  (prints Markdown; writes gpu.png beside the CSV)."""
+"""Tables and the plot of run.py's results.
+
+  report.py docs/results/gpu.csv                             prints Markdown, writes gpu.png beside the CSV
+  report.py docs/results/gpu.csv docs/results/gpu.md         also puts the tables between the two marks in that page
+"""
 import collections
+import contextlib
 import csv
+import io
 import pathlib
 import sys
 
@@ -214,20 +220,33 @@ def plot(rows, path):
     figure.savefig(path, dpi=110)
 
 
+MARKS = "<!-- tables: made by bench/gpu/report.py -->", "<!-- end of the tables -->"
+
+
+def print_tables(rows):
+    goals_table(rows)
+    end_to_end_table(rows)
+    for shape in sorted({r["shape"] for r in rows if r["q_heads"]}, key=lambda s: (s != (32, 8, 128), s)):
+        dense_table(rows, shape)
+        steps_table(rows, shape)
+    clustering_table(rows)
+    union_table(rows)
+    paper_table(rows, (32, 8, 128))
+
+
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
     path = pathlib.Path(sys.argv[1])
     rows = load(path)
-    shapes = sorted({r["shape"] for r in rows if r["q_heads"]}, key=lambda s: (s != (32, 8, 128), s))
-    goals_table(rows)
-    for shape in shapes:
-        dense_table(rows, shape)
-        paper_table(rows, shape)
-        steps_table(rows, shape)
-    union_table(rows)
-    clustering_table(rows)
-    end_to_end_table(rows)
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        print_tables(rows)
+    print(text.getvalue())
+    if len(sys.argv) == 3:
+        page = pathlib.Path(sys.argv[2])
+        before, _, rest = page.read_text().partition(MARKS[0])
+        page.write_text(f"{before}{MARKS[0]}\n\n{text.getvalue().strip()}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
     plot(rows, path.with_suffix(".png"))
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures Tactic on this GPU beside its limits and its peers, in one run: bench_gpu, cuDNN, FlashInfer, prefill; then tables and a plot.
 
-  bench/gpu/run.py                       everything (20 minutes); results in docs/results/gpu.csv, gpu.png
+  bench/gpu/run.py                       everything (20 minutes); results in docs/results/gpu.csv, gpu.md, gpu.png
   bench/gpu/run.py dense layers          some slices; each takes at most a minute or two
   bench/gpu/run.py --list                the slices and their commands
 
@@ -106,7 +106,8 @@ def main():
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
                 writer.writerows(rows)
-    return subprocess.run([sys.executable, HERE / "report.py", args.csv]).returncode
+    page = args.csv.with_suffix(".md")
+    return subprocess.run([sys.executable, HERE / "report.py", args.csv] + ([page] if page.exists() else [])).returncode
 
 
 if __name__ == "__main__":
