@@ -51,7 +51,7 @@ template <typename Shape>
 __global__ void __launch_bounds__(512, 1) select_kernel(const __grid_constant__ SelectTask task) {
   extern __shared__ __align__(16) std::byte memory[];
   constexpr int kStages = Shape::kChunks <= 2 ? 2 : 1;  // centroid tiles a warp loads ahead: registers
-  if (task.pieces > 1) cluster_arrive();
+  if (task.log_pieces > 0) cluster_arrive();
   const Piece piece(task);
   SelectShared<Shape> shared;
   shared.place(memory, task.columns, task.index.part_capacity, piece.pieces, piece.warps, task.query.softcap > 0);
@@ -86,32 +86,33 @@ __global__ void __launch_bounds__(512, 1) select_kernel(const __grid_constant__ 
     sum_form(piece, shared, u / row_tiles, u % row_tiles, rows);
   }
   __syncthreads();
+  sum_half_variances(task, piece, shared);
+  __syncthreads();
 
   RunningSum sums[Shape::kQueryTiles][2];
   {
     CentroidScorer<Shape> scorer(task, piece, shared);
-    for (int tile = piece.warp; tile < tiles;) {
+#pragma unroll 1
+    for (int tile = piece.warp; tile < tiles; tile += piece.warps) {
+      scorer.score(tile, ahead[0], sums);
 #pragma unroll
-      for (int s = 0; s < kStages; ++s) {
-        if (tile >= tiles) break;
-        scorer.score(tile, ahead[s], sums);
-        const int next = tile + kStages * piece.warps;
-        if (next < tiles) load_centroids<Shape>(task, piece, next, ahead[s]);
-        tile += piece.warps;
-      }
+      for (int s = 1; s < kStages; ++s) ahead[s - 1] = ahead[s];
+      const int next = tile + kStages * piece.warps;
+      if (next < tiles) load_centroids<Shape>(task, piece, next, ahead[kStages - 1]);
     }
   }
   if (first_fixed_tile(piece) * kTileRows < fixed.count) {
     const QueryFragments<Shape, Shape::kBf16Chunks> query(shared.query16, Shape::kBf16Pitch, piece.lane);
+#pragma unroll 1
     for (int tile = first_fixed_tile(piece); tile * kTileRows < fixed.count; tile += piece.pieces * piece.warps) {
       bool valid[2];
       load_fixed<Shape>(task, piece, fixed, tile, rows, valid);
       score_fixed<Shape>(task, piece, query, rows, valid, sums);
     }
   }
-  if (task.pieces > 1) cluster_wait();  // all blocks of the head run
+  if (task.log_pieces > 0) cluster_wait();  // all blocks of the head run
   share_sums(piece, shared, sums);
-  if (task.pieces > 1) {
+  if (task.log_pieces > 0) {
     cluster_arrive();
     cluster_wait();
   } else {
@@ -193,7 +194,8 @@ void launch_select(const SelectTask& task, const Plan& plan, cudaStream_t stream
   check(cudaFuncSetAttribute(select_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "shared memory of select");
   Launch shape;
-  shape.grid = static_cast<unsigned>(task.kv.sequences * task.kv.kv_heads * plan.pieces);
+  shape.grid =
+      dim3(static_cast<unsigned>(plan.pieces), static_cast<unsigned>(task.kv.kv_heads), static_cast<unsigned>(task.kv.sequences));
   shape.block = static_cast<unsigned>(plan.threads);
   shape.shared_bytes = bytes;
   shape.cluster = plan.pieces;
@@ -298,14 +300,15 @@ void select(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& ind
   const Plan plan = make_plan(kv, index);
   const bool paper = options.method == Method::paper;
   Carved carved = carve(query, kv, index, options, scratch);
-  SelectTask task;
+  SelectTask task{};
   task.query = query;
   task.kv = kv;
   task.index = index;
   task.lists = lists;
   if (!chooses_here(options)) task.exported = carved.exported;
   task.status = status;
-  task.pieces = plan.pieces;
+  while (1 << task.log_pieces < plan.pieces) ++task.log_pieces;
+  task.by_block = Divisor::of(kv.block_size);
   task.columns = plan.columns;
   task.loss_per_row = loss_per_row(options.mass);
   task.spread = options.spread && !paper;

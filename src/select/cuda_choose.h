@@ -63,120 +63,126 @@ __device__ void join_sums(const Piece& piece, const SelectShared<Shape>& shared)
 
 // log cosh s, base 2; s the deviation of a column's logits, s^2 its variance: with it the mean V weighs as its tokens do.
 __device__ __forceinline__ float log2_cosh(float variance) {
-  const float s = sqrtf(variance) * kLog2E;
-  return s + log2_fast(0.5f + 0.5f * exp2_fast(-2 * s));  // s + log((1 + exp(-2 s)) / 2)
+  float s;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(variance));
+  s *= kLog2E;
+  return s + log2_fast(fmaf(0.5f, exp2_fast(-2 * s), 0.5f));  // s + log((1 + exp(-2 s)) / 2)
 }
 
-// A column as one lane sees it: all heads of the group.
+// Half the variance of a column's logits, natural. half: [kGroup] of its part.
 template <typename Shape>
-struct ColumnLane {
-  const SelectTask& task;
-  const Piece& piece;
-  const SelectShared<Shape>& shared;
-
-  // Half the variance of its logits, natural.
-  __device__ float half(int c, int member) const {
-    const int part = part_of(shared.part_end, piece.parts, piece.first + c);
-    const float of_part = half_variance(task, shared, part, member) * shared.spread[c];
-    if (task.query.softcap <= 0) return of_part;
-    return capped_variance(task, of_part, shared.logit[c * Shape::kGroup + member]);
-  }
-  // log2 of the weight of its mean V.
-  __device__ float weight(int c, int member, float half_of_column) const {
-    return shared.mass[c * Shape::kGroup + member] - half_of_column * kLog2E + log2_cosh(2 * half_of_column);
-  }
-};
+__device__ __forceinline__ float column_half(const SelectTask& task, const SelectShared<Shape>& shared, const float* half, int c,
+                                             int member) {
+  const float of_part = half[member] * shared.spread[c];
+  if (task.query.softcap <= 0) return of_part;
+  return capped_variance(task, of_part, shared.logit[c * Shape::kGroup + member]);
+}
 
 template <typename Shape>
 __device__ void export_columns(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared) {
   const int group = task.query.shape.group();
-  const ColumnLane<Shape> lane{task, piece, shared};
   for (int c = static_cast<int>(threadIdx.x); c < piece.count; c += static_cast<int>(blockDim.x)) {
+    const float* half = shared.half + part_of(shared.part_end, piece.parts, piece.first + c) * Shape::kGroup;
+#pragma unroll 1
     for (int g = 0; g < group; ++g) {
-      const float half = lane.half(c, g);
+      const float variance = column_half(task, shared, half, c, g);
       const float mass = shared.mass[c * Shape::kGroup + g];
+      const float centroid = mass - variance * kLog2E;  // log of size times exp(q . centroid)
       const std::int64_t at = (static_cast<std::int64_t>(piece.slot) * group + g) * task.index.capacity + piece.first + c;
-      task.exported.logit[at] = mass - half * kLog2E - shared.log_size[c];
+      task.exported.logit[at] = centroid - shared.log_size[c];
       task.exported.share[at] = mass - shared.total[g];
-      task.exported.weight[at] = lane.weight(c, g, half);
+      task.exported.weight[at] = centroid + log2_cosh(2 * variance);
     }
   }
 }
 
+// Counts of one lane's columns, then of its warp.
+struct Counts {
+  int tokens = 0, chosen = 0, represented = 0;
+  __device__ __forceinline__ void of_warp(int lane, int warp, std::int32_t* count) {
+    tokens = __reduce_add_sync(~0u, tokens);
+    chosen = __reduce_add_sync(~0u, chosen);
+    represented = __reduce_add_sync(~0u, represented);
+    if (lane != 0) return;
+    count[warp] = tokens;
+    count[32 + warp] = chosen;
+    count[64 + warp] = represented;
+  }
+};
+
 // The choice of every column into `code`, log weights of the represented into `mass`, counts per warp into `count`.
 template <typename Shape>
-__device__ void choose_columns(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared) {
+__device__ __forceinline__ void choose_columns(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared) {
   constexpr float kRepresentedRows = 0.27f;  // select/loss.h
   constexpr float kTailShare = 0.25f;        // keep_worthy_tail()
   constexpr float kRippleExponent = 5.0f;    // representation_ripple()
   constexpr float kRippleFloor = 0.01f;
-  const ColumnLane<Shape> lane{task, piece, shared};
+  constexpr int kGroup = Shape::kGroup;
   const float price = task.loss_per_row;
   const float tail_price = price * (kRepresentedRows * kTailShare);
   const float least = task.represent ? tail_price : price;
-  float total[Shape::kGroup];
+  const bool ripples = task.represent && task.spread;
+  float total[kGroup];
 #pragma unroll
-  for (int g = 0; g < Shape::kGroup; ++g) {
-    total[g] = shared.total[g];
-    // An unsound head and the padding of the group have no say.
-    if (g >= task.query.shape.group() || !isfinite(total[g])) total[g] = -2 * kLowest;
+  for (int g = 0; g < kGroup; ++g) {
+    const float v = shared.total[g];
+    // An unsound head and the padding of the group have no say: their shares vanish.
+    total[g] = g < task.query.shape.group() && isfinite(v) ? v : -2 * kLowest;
   }
-  int tokens = 0, chosen = 0, represented = 0;
+  Counts counts;
   for (int c = static_cast<int>(threadIdx.x); c < piece.count; c += static_cast<int>(blockDim.x)) {
-    float share[Shape::kGroup];
+    float share[kGroup];  // squared
     float squares = 0;
 #pragma unroll
-    for (int g = 0; g < Shape::kGroup; g += 4) {
-      const float4 mass = *reinterpret_cast<const float4*>(shared.mass + c * Shape::kGroup + g);
-      const float* each = &mass.x;
+    for (int g = 0; g < kGroup; g += 4) {
+      const float4 mass = *reinterpret_cast<const float4*>(shared.mass + c * kGroup + g);
+      const float each[4] = {mass.x, mass.y, mass.z, mass.w};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        share[g + k] = exp2_fast(each[k] - total[g + k]);
-        squares = fmaf(share[g + k], share[g + k], squares);
+        share[g + k] = exp2_fast(2 * (each[k] - total[g + k]));
+        squares += share[g + k];
       }
     }
     std::uint8_t code = kDropped;
-    // Neither the loss of representing a column nor the weight of its mean V exceeds its share: most columns end here.
+    // Neither the loss of representing a column nor the weight of its mean V exceeds its share.
     if (squares > least) {
+      const float* half = shared.half;
+      if (piece.parts > 1) half += part_of(shared.part_end, piece.parts, piece.first + c) * kGroup;
       const int size = shared.begin[c + 1] - shared.begin[c];
-      const float n = static_cast<float>(size);
-      const float per_size = 1.0f / n;
-      float loss = 0, weight_squares = 0;
-      float weight[Shape::kGroup];
+      const float row_price = price * static_cast<float>(size);
+      const float per_size = __fdividef(1.0f, static_cast<float>(size));
+      float variance[kGroup];
+      float loss = 0;
 #pragma unroll
-      for (int g = 0; g < Shape::kGroup; ++g) {
-        if (g >= task.query.shape.group()) break;
-        const float half = lane.half(c, g);
-        const float scatter = exp2_fast(fminf(2 * half, kRippleExponent) * kLog2E) - 1;
-        const float ripple = task.represent && task.spread ? fminf(1.0f, fmaf(scatter, per_size, kRippleFloor)) : 1.0f;
-        loss += total[g] < -kLowest ? share[g] * share[g] * ripple : 0.0f;
-        weight[g] = lane.weight(c, g, half);
-        const float weight_share = total[g] < -kLowest ? exp2_fast(weight[g] - total[g]) : 0.0f;
-        weight_squares = fmaf(weight_share, weight_share, weight_squares);
+      for (int g = 0; g < kGroup; ++g) {
+        variance[g] = column_half(task, shared, half, c, g);
+        const float scatter = exp2_fast(fminf(2 * variance[g], kRippleExponent) * kLog2E) - 1;
+        const float ripple = ripples ? fminf(1.0f, fmaf(scatter, per_size, kRippleFloor)) : 1.0f;
+        loss += share[g] > 0 ? share[g] * ripple : 0.0f;  // an unsound head's ripple may be NaN
       }
-      if (loss > price * n) {
+      if (loss > row_price) {
         code = kAttended;
-        tokens += size;
-        ++chosen;
-      } else if (task.represent && weight_squares > tail_price) {
-        code = kRepresented;
-        ++represented;
+        counts.tokens += size;
+        ++counts.chosen;
+      } else if (task.represent) {
+        float weight_squares = 0;
+        float weight[kGroup];
 #pragma unroll
-        for (int g = 0; g < Shape::kGroup; ++g) {
-          if (g < task.query.shape.group()) shared.mass[c * Shape::kGroup + g] = weight[g] * kLn2;
+        for (int g = 0; g < kGroup; ++g) {
+          weight[g] = shared.mass[c * kGroup + g] - variance[g] * kLog2E + log2_cosh(2 * variance[g]);
+          weight_squares += share[g] > 0 ? exp2_fast(2 * (weight[g] - total[g])) : 0.0f;
+        }
+        if (weight_squares > tail_price) {
+          code = kRepresented;
+          ++counts.represented;
+#pragma unroll
+          for (int g = 0; g < kGroup; ++g) shared.mass[c * kGroup + g] = weight[g] * kLn2;
         }
       }
     }
     shared.code[c] = code;
   }
-  tokens = __reduce_add_sync(~0u, tokens);
-  chosen = __reduce_add_sync(~0u, chosen);
-  represented = __reduce_add_sync(~0u, represented);
-  if (piece.lane == 0) {
-    shared.count[piece.warp] = tokens;
-    shared.count[32 + piece.warp] = chosen;
-    shared.count[64 + piece.warp] = represented;
-  }
+  counts.of_warp(piece.lane, piece.warp, shared.count);
 }
 
 }  // namespace tactic::cuda

@@ -72,7 +72,7 @@ __device__ void list_columns(const DeviceLists& lists, const ColumnSet& set, int
 
 // Tokens of the chosen columns to the list, a warp a column. The stretch begins where its first column's tokens do.
 __device__ inline void list_tokens(const DeviceIndex& index, const DeviceLists& lists, const ColumnSet& set, int chosen) {
-  constexpr int kInFlight = 8;
+  constexpr int kInFlight = 4;
   const std::int32_t* from = index.tokens + static_cast<std::int64_t>(set.slot) * index.token_capacity;
   std::int32_t* to = lists.tokens + static_cast<std::int64_t>(set.slot) * lists.token_stride + set.begin[0];
   for (int base = set.warp; base < chosen; base += set.warps * kInFlight) {

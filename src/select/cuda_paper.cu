@@ -143,13 +143,14 @@ class PaperHead {
     const DeviceKv& kv = task_.select.kv;
     const DeviceQuery& query = task_.select.query;
     const int length = kv.lengths[sequence_];
-    const std::byte* row = token >= 0 && token < length ? row_of(kv, kv.k, sequence_, kv_head_, token) : nullptr;
+    const std::byte* row = token >= 0 && token < length ? row_of(task_.select, sequence_, kv_head_, token) : nullptr;
     if (row == nullptr) return 0;
     const auto* q = static_cast<const std::byte*>(query.q) + sequence_ * query.sequence_stride;
     const std::int64_t q_at = (static_cast<std::int64_t>(kv_head_) * group_ + number_ % group_) * query.shape.head_dim;
     float dot = 0;
     for (int i = lane_ * 8; i < kv.k.dim; i += 256) {
-      const uint4 bits = load_as_bf16(row, kv.k.type, i, kv.k.dim);
+      const uint4 bits =
+          kv.k.type == DeviceType::bf16 ? *reinterpret_cast<const uint4*>(row + i * 2) : convert_to_bf16(row, kv.k.type, i);
       const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&bits);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {

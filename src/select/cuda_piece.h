@@ -9,6 +9,20 @@
 
 namespace tactic::cuda {
 
+// Division by a number that the host knows: exact for 0 <= n < 2^31.
+struct Divisor {
+  std::uint64_t factor = 0;
+  int shift = 0;
+  static Divisor of(std::int32_t d) {
+    int bits = 0;
+    while ((std::int64_t{1} << bits) < d) ++bits;
+    return {((std::uint64_t{1} << (31 + bits)) + static_cast<std::uint64_t>(d) - 1) / static_cast<std::uint64_t>(d), 31 + bits};
+  }
+  __device__ __forceinline__ int divide(int n) const {
+    return static_cast<int>(static_cast<std::uint64_t>(static_cast<std::uint32_t>(n)) * factor >> shift);
+  }
+};
+
 // What the selection kernel leaves for a choice that is made elsewhere, [slots, G, capacity], base 2; or null.
 struct SelectExport {
   float* logit = nullptr;
@@ -24,11 +38,12 @@ struct SelectTask {
   DeviceLists lists;
   SelectExport exported;  // not null: no choice is made here
   std::uint32_t* status;
-  int pieces;          // thread blocks of a (sequence, head)
+  int log_pieces;      // thread blocks of a (sequence, head)
   int columns;         // most columns of a piece, a multiple of 16
   float loss_per_row;  // the price
   bool spread;
   bool represent;
+  Divisor by_block;  // by kv.block_size
 };
 
 constexpr int kTileRows = 16;  // clusters or tokens a warp scores at a time: rows of an mma
@@ -64,7 +79,8 @@ struct SelectShared {
   float* spread;           // [columns]; later the place of a chosen column's tokens in the list
   float* scale;            // [columns] of int8 centroids; later numbers of chosen columns
   std::int32_t* begin;     // [columns + 16]
-  float* form;             // [parts, kRowTiles, kGroup] q' shape q by rows of `shape`
+  float* form;             // [parts, kGroup, kRowTiles] q' shape q by rows of `shape`
+  float* half;             // [parts, kGroup] half variance per unit of spread
   std::int32_t* part_end;  // [parts] column behind it
   float* query;            // [kGroup, kDim]
   float* query_scale;      // [kGroup]
@@ -93,6 +109,7 @@ struct SelectShared {
     take(scale, w);
     take(begin, w + 16);
     take(form, static_cast<std::size_t>(parts) * Shape::kRowTiles * Shape::kGroup);
+    take(half, static_cast<std::size_t>(parts) * Shape::kGroup);
     take(part_end, static_cast<std::size_t>(parts));
     take(query, Shape::kGroup * Shape::kDim);
     take(query_scale, Shape::kGroup);
@@ -105,7 +122,7 @@ struct SelectShared {
   }
 };
 
-// A thread block's place.
+// A thread block's place: blockIdx is (piece, KV head, sequence).
 struct Piece {
   int slot;  // sequence * kv_heads + head
   int sequence;
@@ -118,18 +135,18 @@ struct Piece {
   int warp, warps, lane;
 
   __device__ explicit Piece(const SelectTask& task) {
-    pieces = task.pieces;
-    slot = static_cast<int>(blockIdx.x) / pieces;
-    rank = static_cast<int>(blockIdx.x) % pieces;
-    sequence = slot / task.kv.kv_heads;
-    head = slot % task.kv.kv_heads;
+    pieces = 1 << task.log_pieces;
+    rank = static_cast<int>(blockIdx.x);
+    head = static_cast<int>(blockIdx.y);
+    sequence = static_cast<int>(blockIdx.z);
+    slot = sequence * task.kv.kv_heads + head;
     warp = static_cast<int>(threadIdx.x) / 32;
     warps = static_cast<int>(blockDim.x) / 32;
     lane = static_cast<int>(threadIdx.x) % 32;
     int all = task.index.clusters[slot];
-    if (all < 0 || all > task.index.capacity) all = 0;  // reported by report_bounds()
+    if (all < 0 || all > task.index.capacity) all = 0;  // reported by fixed_tokens()
     parts = min(task.index.parts[sequence], task.index.part_capacity);
-    const int share = ((all + pieces - 1) / pieces + kTileRows - 1) / kTileRows * kTileRows;
+    const int share = (((all + pieces - 1) >> task.log_pieces) + kTileRows - 1) / kTileRows * kTileRows;
     first = min(rank * share, all);
     count = min(share, all - first);
   }

@@ -23,13 +23,12 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float a, float b) {
   return *reinterpret_cast<const std::uint32_t*>(&pair);
 }
 
-// 8 elements from `element` on of a row of the caller's, in bf16. Zero beyond `dim`.
-__device__ __forceinline__ uint4 load_as_bf16(const std::byte* row, DeviceType type, int element, int dim) {
-  if (element >= dim) return make_uint4(0, 0, 0, 0);
-  if (type == DeviceType::bf16) return __ldg(reinterpret_cast<const uint4*>(row + element * 2));
+// 8 elements from `element` on of a row that is not bf16, in bf16. Not inlined: code that is not run should not be fetched
+// either.
+__device__ __noinline__ inline uint4 convert_to_bf16(const std::byte* row, DeviceType type, int element) {
   float v[8];
   if (type == DeviceType::f16) {
-    const uint4 bits = __ldg(reinterpret_cast<const uint4*>(row + element * 2));
+    const uint4 bits = *reinterpret_cast<const uint4*>(row + element * 2);
     const __half2* pairs = reinterpret_cast<const __half2*>(&bits);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -38,7 +37,7 @@ __device__ __forceinline__ uint4 load_as_bf16(const std::byte* row, DeviceType t
       v[2 * i + 1] = f.y;
     }
   } else if (type == DeviceType::fp8_e4m3) {
-    const uint2 bits = __ldg(reinterpret_cast<const uint2*>(row + element));
+    const uint2 bits = *reinterpret_cast<const uint2*>(row + element);
     const auto* pairs = reinterpret_cast<const __nv_fp8x2_storage_t*>(&bits);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -47,11 +46,30 @@ __device__ __forceinline__ uint4 load_as_bf16(const std::byte* row, DeviceType t
       v[2 * i + 1] = f.y;
     }
   } else {
-    const float4 a = __ldg(reinterpret_cast<const float4*>(row + element * 4));
-    const float4 b = __ldg(reinterpret_cast<const float4*>(row + element * 4) + 1);
+    const float4 a = *reinterpret_cast<const float4*>(row + element * 4);
+    const float4 b = *(reinterpret_cast<const float4*>(row + element * 4) + 1);
     v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
   }
   return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+}
+
+// A lane's chunks of a row of the caller's, in bf16; zero beyond `dim`, and all zero without a row.
+template <int Chunks>
+__device__ __forceinline__ void load_as_bf16(const std::byte* row, DeviceType type, int dim, int lane, uint4 (&into)[Chunks]) {
+  const int first = lane % 4 * 8;
+  if (type == DeviceType::bf16) {
+#pragma unroll
+    for (int j = 0; j < Chunks; ++j) {
+      const bool inside = row != nullptr && j * 32 + first < dim;
+      into[j] = inside ? *reinterpret_cast<const uint4*>(row + (j * 32 + first) * 2) : make_uint4(0, 0, 0, 0);
+    }
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < Chunks; ++j) {
+    const bool inside = row != nullptr && j * 32 + first < dim;
+    into[j] = inside ? convert_to_bf16(row, type, j * 32 + first) : make_uint4(0, 0, 0, 0);
+  }
 }
 
 __device__ __forceinline__ float load_element(const void* data, DeviceType type, std::int64_t i) {
@@ -60,53 +78,69 @@ __device__ __forceinline__ float load_element(const void* data, DeviceType type,
   return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
 }
 
+// kEach elements of a lane; unaligned or odd ends do not occur: head_dim is a multiple of 16.
+template <int Each>
+__device__ __forceinline__ void load_query(const std::byte* q, DeviceType type, float (&v)[Each]) {
+#pragma unroll
+  for (int i = 0; i < Each; i += 2) {
+    if (type == DeviceType::f32) {
+      const float2 f = *reinterpret_cast<const float2*>(q + i * 4);
+      v[i] = f.x, v[i + 1] = f.y;
+    } else {
+      const std::uint32_t bits = *reinterpret_cast<const std::uint32_t*>(q + i * 2);
+      const float2 f = type == DeviceType::f16 ? __half22float2(*reinterpret_cast<const __half2*>(&bits))
+                                               : __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bits));
+      v[i] = f.x, v[i + 1] = f.y;
+    }
+  }
+}
+
 // One warp: q of head `member` into shared memory, as f32, as two bf16 parts and as two int8 parts of the largest element.
 template <typename Shape>
-__device__ void stage_query(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared, int member) {
+__device__ __forceinline__ void stage_query(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
+                                            int member) {
   constexpr int kEach = Shape::kDim / 32;
   const int dim = task.query.shape.head_dim;
   const int group = task.query.shape.group();
   const auto* q = static_cast<const std::byte*>(task.query.q) + piece.sequence * task.query.sequence_stride;
-  const std::int64_t at = static_cast<std::int64_t>(piece.head * group + member) * dim;
-  float v[kEach];
+  const int element = piece.lane * kEach;
+  const int at = (piece.head * group + member) * dim + element;
+  float v[kEach] = {};
+  if (member < group && element < dim) load_query(q + at * static_cast<int>(size_of(task.query.type)), task.query.type, v);
   float largest = 0;
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int element = piece.lane * kEach + i;
-    v[i] = member < group && element < dim ? load_element(q, task.query.type, at + element) : 0.0f;
-    largest = fmaxf(largest, fabsf(v[i]));
-  }
-#pragma unroll
-  for (int o = 16; o > 0; o /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
-  const float unit = fmaxf(largest, 1e-30f) / 127.0f;
-  const float inverse = 1.0f / unit;
   bool sound = true;
-  const int tile = member / 4;
-  const int column = tile * 8 + member % 4;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const int element = piece.lane * kEach + i;
-    sound = sound && isfinite(v[i]);
-    shared.query[member * Shape::kDim + element] = v[i];
-    const __nv_bfloat16 lead = __float2bfloat16_rn(v[i]);
-    auto* row16 = reinterpret_cast<__nv_bfloat16*>(shared.query16 + column * Shape::kBf16Pitch);
-    auto* rest16 = reinterpret_cast<__nv_bfloat16*>(shared.query16 + (column + 4) * Shape::kBf16Pitch);
-    row16[element] = lead;
-    rest16[element] = __float2bfloat16_rn(v[i] - __bfloat162float(lead));
+    largest = fmaxf(largest, fabsf(v[i]));
+    sound = sound && fabsf(v[i]) <= 3.4e38f;
+  }
+  // positive floats order like their bits
+  const float unit = fmaxf(__uint_as_float(__reduce_max_sync(~0u, __float_as_uint(largest))), 1e-30f) * (1.0f / 127.0f);
+  const float inverse = __fdividef(1.0f, unit);
+  const int column = member / 4 * 8 + member % 4;
+  float* row = shared.query + member * Shape::kDim + element;
+  std::byte* row16 = shared.query16 + column * Shape::kBf16Pitch + element * 2;
+#pragma unroll
+  for (int i = 0; i < kEach; i += 2) {
+    *reinterpret_cast<float2*>(row + i) = make_float2(v[i], v[i + 1]);
+    const std::uint32_t lead = pack_bf16(v[i], v[i + 1]);
+    const float2 value = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&lead));
+    *reinterpret_cast<std::uint32_t*>(row16 + i * 2) = lead;
+    *reinterpret_cast<std::uint32_t*>(row16 + 4 * Shape::kBf16Pitch + i * 2) = pack_bf16(v[i] - value.x, v[i + 1] - value.y);
     if constexpr (Shape::kInt8) {
-      const float lead8 = rintf(v[i] * inverse);
-      auto* row8 = reinterpret_cast<std::int8_t*>(shared.query8 + column * Shape::kInt8Pitch);
-      auto* rest8 = reinterpret_cast<std::int8_t*>(shared.query8 + (column + 4) * Shape::kInt8Pitch);
-      row8[element] = static_cast<std::int8_t>(lead8);
-      rest8[element] = static_cast<std::int8_t>(rintf((v[i] * inverse - lead8) * 128.0f));
+      std::byte* row8 = shared.query8 + column * Shape::kInt8Pitch + element + i;
+      const float a = rintf(v[i] * inverse), b = rintf(v[i + 1] * inverse);
+      *reinterpret_cast<char2*>(row8) = make_char2(static_cast<signed char>(a), static_cast<signed char>(b));
+      const float rest_a = rintf((v[i] * inverse - a) * 128), rest_b = rintf((v[i + 1] * inverse - b) * 128);
+      *reinterpret_cast<char2*>(row8 + 4 * Shape::kInt8Pitch) =
+          make_char2(static_cast<signed char>(rest_a), static_cast<signed char>(rest_b));
     }
   }
+  const bool all_sound = __all_sync(~0u, sound);
+  if (piece.lane != 0) return;
   // int8 would turn a NaN into a number
-  if (piece.lane == 0) shared.query_scale[member] = unit;
-  if (!__all_sync(~0u, sound) && piece.lane == 0) {
-    shared.query_scale[member] = __int_as_float(0x7fffffff);
-    if (member < group) atomicOr(task.status + piece.sequence, device_status::non_finite);
-  }
+  shared.query_scale[member] = all_sound ? unit : __int_as_float(0x7fffffff);
+  if (!all_sound && member < group) atomicOr(task.status + piece.sequence, device_status::non_finite);
 }
 
 // What lane 4 g + t keeps of a scored tile: row g + 8 * (t / 2), heads 4 i + 2 * (t % 2) and the next, i = 0 .. kQueryTiles - 1.
@@ -191,7 +225,10 @@ __device__ __forceinline__ void score_int8(const QueryFragments<Shape, Chunks>& 
 // Base-2 logit.
 __device__ __forceinline__ float finish_logit(const DeviceQuery& query, float dot) {
   const float logit = dot * query.scale;
-  return kLog2E * (query.softcap > 0 ? query.softcap * tanhf(logit / query.softcap) : logit);
+  if (query.softcap <= 0) return logit * kLog2E;
+  // tanh x = 1 - 2 / (exp(2 x) + 1)
+  const float power = exp2_fast(logit * (2 * kLog2E / query.softcap));
+  return kLog2E * query.softcap * (1 - __fdividef(2.0f, power + 1));
 }
 
 // ---- centroids -------------------------------------------------------------------------------------------------------
@@ -230,17 +267,19 @@ struct RunningSum {
   }
 };
 
-// The half variance of a head per unit of spread, from the rows' parts of q' shape q.
+// Half variances of all parts and heads per unit of spread, from the rows' parts of q' shape q.
 template <typename Shape>
-__device__ __forceinline__ float half_variance(const SelectTask& task, const SelectShared<Shape>& shared, int part, int member) {
-  if (!task.spread) return 0;
-  float form = 0;
-#pragma unroll 8
-  for (int i = 0; i < task.query.shape.head_dim / kTileRows; ++i) {
-    form += shared.form[(part * Shape::kRowTiles + i) * Shape::kGroup + member];
+__device__ __forceinline__ void sum_half_variances(const SelectTask& task, const Piece& piece,
+                                                   const SelectShared<Shape>& shared) {
+  const float factor = 0.5f * task.query.scale * task.query.scale;
+  for (int i = static_cast<int>(threadIdx.x); i < piece.parts * Shape::kGroup; i += static_cast<int>(blockDim.x)) {
+    float form = 0;
+    if (task.spread) {
+#pragma unroll 4
+      for (int t = 0; t < task.query.shape.head_dim / kTileRows; ++t) form += shared.form[i * Shape::kRowTiles + t];
+    }
+    shared.half[i] = form < 0 ? 0.0f : form * factor;  // rounding; a NaN stays
   }
-  const float half = form * (0.5f * task.query.scale * task.query.scale);
-  return half < 0 ? 0.0f : half;  // rounding; a NaN stays
 }
 
 __device__ __forceinline__ int part_of(const std::int32_t* part_end, int parts, int column) {
@@ -314,7 +353,7 @@ class CentroidScorer {
 #pragma unroll
     for (int i = 0; i < Shape::kQueryTiles; ++i) {
 #pragma unroll
-      for (int k = 0; k < 2; ++k) half_[i][k] = half_variance(task_, shared_, part, i * 4 + pair() + k);
+      for (int k = 0; k < 2; ++k) half_[i][k] = shared_.half[part * Shape::kGroup + i * 4 + pair() + k];
     }
   }
 
@@ -338,13 +377,15 @@ struct FixedTokens {
 };
 
 // Null: the block id lies outside the cache.
-__device__ __forceinline__ const std::byte* row_of(const DeviceKv& kv, const DeviceRows& rows, int sequence, int head,
-                                                   int token) {
+__device__ __forceinline__ const std::byte* row_of(const SelectTask& task, int sequence, int head, int token) {
+  const DeviceKv& kv = task.kv;
+  const DeviceRows& rows = kv.k;
   const std::byte* base = rows.data + head * rows.head_stride;
   if (kv.block_table == nullptr) return base + sequence * rows.sequence_stride + token * rows.token_stride;
-  const int block = __ldcg(kv.block_table + static_cast<std::int64_t>(sequence) * kv.max_blocks + token / kv.block_size);
+  const int place = task.by_block.divide(token);
+  const int block = __ldcg(kv.block_table + static_cast<std::int64_t>(sequence) * kv.max_blocks + place);
   if (kv.block_count > 0 && (block < 0 || block >= kv.block_count)) return nullptr;
-  return base + block * rows.block_stride + token % kv.block_size * rows.token_stride;
+  return base + block * rows.block_stride + (token - place * kv.block_size) * rows.token_stride;
 }
 
 template <typename Shape>
@@ -354,14 +395,10 @@ __device__ __forceinline__ void load_fixed(const SelectTask& task, const Piece& 
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int i = tile * kTileRows + piece.lane / 4 + half * 8;
-    const std::byte* row = i < fixed.count ? row_of(task.kv, k, piece.sequence, piece.head, fixed.token(i)) : nullptr;
+    const std::byte* row = i < fixed.count ? row_of(task, piece.sequence, piece.head, fixed.token(i)) : nullptr;
     valid[half] = row != nullptr;
     if (!valid[half] && i < fixed.count) atomicOr(task.status + piece.sequence, device_status::bad_block);
-    uint4* into = half == 0 ? rows.low : rows.high;
-#pragma unroll
-    for (int j = 0; j < Shape::kBf16Chunks; ++j) {
-      into[j] = valid[half] ? load_as_bf16(row, k.type, j * 32 + piece.lane % 4 * 8, k.dim) : make_uint4(0, 0, 0, 0);
-    }
+    load_as_bf16(row, k.type, k.dim, piece.lane, half == 0 ? rows.low : rows.high);
   }
 }
 
@@ -384,7 +421,7 @@ __device__ __forceinline__ void score_fixed(const SelectTask& task, const Piece&
 __device__ __forceinline__ void prefetch_fixed(const SelectTask& task, const Piece& piece, const FixedTokens& fixed, int tile) {
   const int i = tile * kTileRows + piece.lane / 2;
   if (i >= fixed.count) return;
-  const std::byte* row = row_of(task.kv, task.kv.k, piece.sequence, piece.head, fixed.token(i));
+  const std::byte* row = row_of(task, piece.sequence, piece.head, fixed.token(i));
   if (row == nullptr) return;
   const int bytes = task.kv.k.dim * static_cast<int>(size_of(task.kv.k.type));
   for (int at = piece.lane % 2 * 128; at < bytes; at += 256) prefetch_l2(row + at);
@@ -425,7 +462,7 @@ __device__ __forceinline__ void sum_form(const Piece& piece, const SelectShared<
       float sum = scores.v[i][k] * shared.query[member * Shape::kDim + element];
 #pragma unroll
       for (int o = 16; o > 1; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
-      if (piece.lane < 2) shared.form[(part * Shape::kRowTiles + row_tile) * Shape::kGroup + member] = sum;
+      if (piece.lane < 2) shared.form[(part * Shape::kGroup + member) * Shape::kRowTiles + row_tile] = sum;
     }
   }
 }

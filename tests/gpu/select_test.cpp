@@ -306,6 +306,120 @@ TEST_F(GpuSelect, LongSequenceManyPieces) {
   check(c);
 }
 
+// Tokens that the reference takes for goal mass, and the share of each head's estimated mass that `listed` covers.
+struct MassWant {
+  std::size_t tokens = 0;
+  std::vector<double> covered;
+};
+
+MassWant reference_mass(LayerCase& layer, const Options& options, int head, const std::set<std::int32_t>& listed) {
+  const Query query = layer.kv().query();
+  const HeadTable& table = layer.index().tables[static_cast<std::size_t>(head)];
+  const int group = query.shape.group();
+  const auto stride = static_cast<std::size_t>(table.stride);
+  const auto size = static_cast<std::size_t>(group) * stride;
+  std::vector<float> logits(size), half(static_cast<std::size_t>(group) * table.parts.size()), mass(size);
+  reference::score_centroids(query, head, table, 0, table.count, logits.data());
+  reference::half_variances(query, head, table, half.data());
+  const HeadWant sums = reference_choice(layer, options, head);
+  std::vector<float> top, fixed, target(static_cast<std::size_t>(group), options.mass);
+  for (const double r : sums.reference) top.push_back(static_cast<float>(r));
+  reference::estimate_masses(table, group, logits.data(), half.data(), top.data(), mass.data());
+  MassWant want;
+  for (int g = 0; g < group; ++g) {
+    double columns = 0, covered = 0;
+    for (int c = 0; c < table.count; ++c) {
+      const double m = mass[static_cast<std::size_t>(g) * stride + static_cast<std::size_t>(c)];
+      columns += m;
+      if (listed.count(table.tokens[static_cast<std::size_t>(c)][0]) == 1) covered += m;
+    }
+    fixed.push_back(static_cast<float>(1 - columns));
+    want.covered.push_back(covered + 1 - columns);
+  }
+  std::vector<std::uint8_t> chosen(stride, 0);
+  std::vector<std::int32_t> list(stride, 0);
+  const int count = reference::choose(table, group, mass.data(), fixed.data(), target.data(), options.joint, chosen.data(),
+                                      list.data(), nullptr);
+  for (int i = 0; i < count; ++i) want.tokens += table.tokens[static_cast<std::size_t>(list[static_cast<std::size_t>(i)])].size();
+  return want;
+}
+
+TEST_F(GpuSelect, GoalMassReachesEveryHeadsTargetWithFewTokens) {
+  for (const bool joint : {true, false}) {
+    for (const int group : {1, 4, 8}) {
+      Case c;
+      c.spec.kv.shape = {2 * group, 2, 128, 128};
+      c.tokens = {3000, 5000};
+      c.spec.topics = 120;
+      c.options.goal = Goal::mass;
+      c.options.joint = joint;
+      c.options.tail_clusters = 32;
+      SCOPED_TRACE("group " + std::to_string(group) + (joint ? " joint" : " apart"));
+      Chosen chosen(c);
+      const HostLists lists = chosen.run();
+      for (int slot = 0; slot < 4; ++slot) {
+        const std::vector<std::int32_t> tokens = lists.tokens_of(slot);
+        const std::set<std::int32_t> listed(tokens.begin(), tokens.end());
+        ASSERT_EQ(listed.size(), tokens.size());
+        const MassWant want = reference_mass(*chosen.layers[static_cast<std::size_t>(slot / 2)], c.options, slot % 2, listed);
+        for (const double covered : want.covered) ASSERT_GE(covered, c.options.mass - 2e-3);
+        // A cut falls on the border of a bin of 1/16 octave, and nothing is pruned afterwards.
+        ASSERT_LE(static_cast<double>(tokens.size()), 1.15 * static_cast<double>(want.tokens) + 64);
+        ASSERT_LE(lists.represented_of(slot).size(), 32u);
+        ASSERT_FALSE(lists.represented_of(slot).empty());
+      }
+    }
+  }
+}
+
+TEST_F(GpuSelect, PaperTakesTheTokensOfAlgorithmOne) {
+  for (const int group : {1, 4}) {
+    Case c;
+    c.spec.kv.shape = {2 * group, 2, 128, 128};
+    c.spec.int8_centroids = false;
+    c.tokens = {3000, 5000};
+    c.options = paper_options();
+    SCOPED_TRACE("group " + std::to_string(group));
+    Chosen chosen(c);
+    const HostLists lists = chosen.run();
+    for (int slot = 0; slot < 4; ++slot) {
+      LayerCase& layer = *chosen.layers[static_cast<std::size_t>(slot / 2)];
+      const Query query = layer.kv().query();
+      const HeadTable& table = layer.index().tables[static_cast<std::size_t>(slot % 2)];
+      std::vector<float> logits(static_cast<std::size_t>(group * table.stride)), fixed, top, estimated(kMaxGroup);
+      std::vector<std::int64_t> budget(kMaxGroup);
+      reference::score_centroids(query, slot % 2, table, 0, table.count, logits.data());
+      PartialStorage outside(group, 128);
+      std::vector<std::int32_t> ids;
+      const std::int64_t n = layer.kv().spec().tokens;
+      for (std::int64_t t = 0; t < n; ++t) {
+        if (t < layer.index().first() || t >= layer.index().last()) ids.push_back(static_cast<std::int32_t>(t));
+      }
+      reference::attend_list(query, layer.kv().view(), slot % 2, {ids.data(), 0, static_cast<std::int64_t>(ids.size())},
+                             outside.get(), nullptr, 0);
+      for (int g = 0; g < group; ++g) {
+        top.push_back(outside.get().maximum[g]);
+        fixed.push_back(outside.get().sum[g]);
+      }
+      std::vector<std::uint64_t> bits(static_cast<std::size_t>((n + 63) / 64), 0);
+      reference::choose_paper(query, layer.kv().view(), slot % 2, table, logits.data(), fixed.data(), top.data(), c.options,
+                              bits.data(), budget.data(), estimated.data(), nullptr);
+      std::set<std::int32_t> want;
+      for (std::int64_t t = 0; t < n; ++t) {
+        if ((bits[static_cast<std::size_t>(t / 64)] >> (t % 64) & 1) != 0) want.insert(static_cast<std::int32_t>(t));
+      }
+      const std::vector<std::int32_t> got = lists.tokens_of(slot);
+      ASSERT_TRUE(std::is_sorted(got.begin(), got.end()));
+      std::size_t common = 0;
+      for (const std::int32_t t : got) common += want.count(t);
+      ASSERT_FALSE(want.empty());
+      // The budget follows from sums of weights that err by 1e-3, and clusters of equal logits may change places.
+      ASSERT_GE(static_cast<double>(common), 0.98 * static_cast<double>(std::max(got.size(), want.size())) - 4)
+          << got.size() << " of " << want.size();
+    }
+  }
+}
+
 TEST_F(GpuSelect, TwiceTheSameBits) {
   Case c;
   c.tokens = {5000, 700, 3000};
