@@ -48,6 +48,7 @@ std::size_t lay_out(Batch& batch, void* scratch) {
   arena.take(work.sizes, columns);
   arena.take(work.cursor, columns);
   arena.take(work.begin, columns + problems);
+  arena.take(work.large, columns);
   arena.take(work.tiles, columns / kTileClusters * static_cast<std::size_t>(tile_bytes(kTileClusters, batch.dim)));
   arena.take(work.bias, columns);
   arena.take(work.origin, problems * dim);

@@ -152,9 +152,9 @@ __device__ __forceinline__ void end_step(float (&sums)[Steps<kDim>::kColumns / 2
   }
 }
 
-// Tokens of a thread block's turn. No tiles: nothing to do.
+// Tokens of a thread block's turn. Its problem's done_at is read a turn ahead, for its latency.
 struct Item {
-  __device__ Item(const Batch& batch, int number, int tokens, int iteration) {
+  __device__ Item(const Batch& batch, int number, int tokens, int done_at, int iteration) {
     const int blocks = batch.rows / tokens;
     problem = number / blocks;
     const Job& job = batch.jobs[problem / batch.heads];
@@ -162,15 +162,18 @@ struct Item {
     n = job.n;
     rows = static_cast<std::int64_t>(problem) * batch.rows;
     columns = static_cast<std::int64_t>(problem) * batch.columns;
-    if (first < n && batch.work.state[problem].done_at >= iteration) tiles = (job.count + kTileClusters - 1) / kTileClusters;
+    if (first < n && done_at >= iteration) tiles = (job.count + kTileClusters - 1) / kTileClusters;
   }
   int problem;
   int first;
   int n;
-  int tiles = 0;
+  int tiles = 0;  // none: nothing to do
   std::int64_t rows;
   std::int64_t columns;
 };
+__device__ __forceinline__ int done_at(const Batch& batch, int number, int tokens, int items) {
+  return number < items ? __ldg(&batch.work.state[number / (batch.rows / tokens)].done_at) : 0;
+}
 
 // A thread's share of 16 tokens, operand a of a warp; y: of its first row.
 template <int kDim>
@@ -195,7 +198,9 @@ __device__ __forceinline__ void load_tokens(const __half* y, unsigned (&a)[kDim 
   }
 }
 
-__device__ __forceinline__ void store_nearest(const Work& work, const Item& item, int row, const Best& best) {
+// before: the tokens' last clusters, of each fourth thread.
+__device__ __forceinline__ void store_nearest(const Work& work, const Item& item, int row, const int (&before)[2],
+                                              const Best& best) {
   const int t = threadIdx.x % 4;
   int moved = 0;
 #pragma unroll
@@ -214,7 +219,7 @@ __device__ __forceinline__ void store_nearest(const Work& work, const Item& item
     }
     const int token = row + 8 * half;
     if (t == 0 && token < item.n) {
-      moved += work.nearest[item.rows + token] != nearest;
+      moved += before[half] != nearest;
       work.nearest[item.rows + token] = nearest;
       work.score[item.rows + token] = score;
       atomicAdd(&work.sizes[item.columns + nearest], 1);
@@ -257,8 +262,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x >= kGroups * 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     if (threadIdx.x == kGroups * 128) {
+      int done = done_at(batch, blockIdx.x, Steps<kDim>::kTokens, items);
       for (int number = blockIdx.x; number < items; number += gridDim.x) {
-        const Item item(batch, number, Steps<kDim>::kTokens, iteration);
+        const Item item(batch, number, Steps<kDim>::kTokens, done, iteration);
+        done = done_at(batch, number + gridDim.x, Steps<kDim>::kTokens, items);
         if (item.tiles == 0) continue;
         wait(empty(S::kCount), turn ^ 1);
         turn ^= 1;
@@ -277,12 +284,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    int done = done_at(batch, blockIdx.x, Steps<kDim>::kTokens, items);
     for (int number = blockIdx.x; number < items; number += gridDim.x) {
-      const Item item(batch, number, Steps<kDim>::kTokens, iteration);
+      const Item item(batch, number, Steps<kDim>::kTokens, done, iteration);
+      done = done_at(batch, number + gridDim.x, Steps<kDim>::kTokens, items);
       if (item.tiles == 0) continue;
       constexpr int kRows = Steps<kDim>::kRows;
       // Row tile r of warpgroup w begins at 64 (w kRows + r).
       const int row = threadIdx.x / 128 * (64 * kRows) + threadIdx.x % 128 / 32 * 16 + lane / 4;
+      int before[kRows][2];
+#pragma unroll
+      for (int i = 0; i < 2 * kRows; ++i)
+        before[i / 2][i % 2] = work.nearest[item.rows + item.first + row + 64 * (i / 2) + i % 2 * 8];
       unsigned a[kRows][kDim / 16][4];
       wait(full(S::kCount), turn);
       turn ^= 1;
@@ -320,7 +333,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       end_step<kDim>(sums[1], kSecond, item.tiles - 1, score_bits, best[kRows - 1]);
       if (++stage == S::kCount) stage = 0, phase ^= 1;
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) store_nearest(work, item, item.first + row + 64 * r, best[r]);
+      for (int r = 0; r < kRows; ++r) store_nearest(work, item, item.first + row + 64 * r, before[r], best[r]);
     }
   }
 #endif

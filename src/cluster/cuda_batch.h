@@ -21,6 +21,7 @@ constexpr int kMaxJobs = 10;        // their parameters fill the 4 KB that every
 constexpr int kTileClusters = 128;  // centroids of a tile: the width of a matrix instruction's output on sm_90
 constexpr int kTokenTile = 256;     // tokens of a thread block of assign(); rows of y are padded to it
 constexpr int kPanelElements = 64;  // elements of a row of a tile's panel: 128 bytes, all 32 banks
+constexpr int kWarpTokens = 128;    // a cluster of up to so many is one warp's work, a larger one a thread block's
 constexpr int kSampleTokens = 256;  // whose mean is the origin
 constexpr int kPieceTokens = 256;   // that one thread block adds into a piece of the covariance, at least
 constexpr int kMaxPieces = 32;
@@ -52,6 +53,7 @@ struct ProblemState {
   std::uint32_t bad_k;     // lowest token of the job whose K is not finite, or kNone
   std::uint32_t bad_v;     // the same of V
   std::int32_t bad_block;  // a block id outside the cache
+  std::int32_t large;      // clusters of more than kWarpTokens tokens, listed in Work::large
 };
 constexpr std::uint32_t kNone = 0xffffffffu;
 
@@ -67,11 +69,12 @@ struct Work {
   std::int32_t* sizes = nullptr;    // [columns]
   std::int32_t* cursor = nullptr;   // [columns]
   std::int32_t* begin = nullptr;    // [columns + 1]
+  std::int32_t* large = nullptr;    // [columns]
   std::byte* tiles = nullptr;       // [columns / 128] centroids as tile_offset() says
   float* bias = nullptr;            // [columns] -|c|^2 / 2, -infinity behind the last
   float* origin = nullptr;          // [dim]
   std::byte* factor = nullptr;      // [dim] rows of 2^e L^T as tile_offset() says, in tiles of dim rows
-  float* mean_k = nullptr;          // [columns, dim]
+  __half* mean_k = nullptr;         // [columns, dim] (mean K - origin) * scale
   float* products = nullptr;        // [pieces, dim, dim]
 };
 
@@ -116,42 +119,53 @@ __device__ __forceinline__ const std::byte* row_of(const Job& job, const DeviceR
   return base + block * rows.block_stride + (token % job.block_size) * rows.token_stride;
 }
 
-// Elements i .. i + 7 of a row as stored, but for the scale.
-__device__ __forceinline__ void load8(const std::byte* row, DeviceType type, int i, float (&x)[8]) {
-  if (type == DeviceType::bf16) {
-    const uint4 bits = *reinterpret_cast<const uint4*>(row + 2 * i);
-    const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      x[2 * j] = __uint_as_float(words[j] << 16);
-      x[2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
-    }
-  } else if (type == DeviceType::f16) {
-    const uint4 bits = *reinterpret_cast<const uint4*>(row + 2 * i);
-    const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[j]));
-      x[2 * j] = pair.x;
-      x[2 * j + 1] = pair.y;
-    }
-  } else if (type == DeviceType::f32) {
-    const float4 low = *reinterpret_cast<const float4*>(row + 4 * i);
-    const float4 high = *reinterpret_cast<const float4*>(row + 4 * i + 16);
-    x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-    x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
-  } else {
+// Elements i .. i + 7 of a row as stored.
+struct Raw8 {
+  uint4 low = make_uint4(0, 0, 0, 0);
+  uint4 high = make_uint4(0, 0, 0, 0);  // of f32
+};
+__device__ __forceinline__ Raw8 load_raw(const std::byte* row, DeviceType type, int i) {
+  Raw8 raw;
+  if (type == DeviceType::fp8_e4m3) {
     const uint2 bits = *reinterpret_cast<const uint2*>(row + i);
-    const unsigned words[2] = {bits.x, bits.y};
+    raw.low.x = bits.x;
+    raw.low.y = bits.y;
+  } else if (type == DeviceType::f32) {
+    raw.low = *reinterpret_cast<const uint4*>(row + 4 * i);
+    raw.high = *reinterpret_cast<const uint4*>(row + 4 * i + 16);
+  } else {
+    raw.low = *reinterpret_cast<const uint4*>(row + 2 * i);
+  }
+  return raw;
+}
+__device__ __forceinline__ float2 unpack_half(unsigned bits) { return __half22float2(*reinterpret_cast<const __half2*>(&bits)); }
+// Their values, but for the scale.
+__device__ __forceinline__ void decode(const Raw8& raw, DeviceType type, float (&x)[8]) {
+  const unsigned low[4] = {raw.low.x, raw.low.y, raw.low.z, raw.low.w};
+  const unsigned high[4] = {raw.high.x, raw.high.y, raw.high.z, raw.high.w};
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const auto stored = static_cast<__nv_fp8x2_storage_t>(words[j / 2] >> (j % 2 * 16));
-      const __half2_raw raw = __nv_cvt_fp8x2_to_halfraw2(stored, __NV_E4M3);
-      const float2 pair = __half22float2(__half2(raw));
+  for (int j = 0; j < 4; ++j) {
+    if (type == DeviceType::bf16) {
+      x[2 * j] = __uint_as_float(low[j] << 16);
+      x[2 * j + 1] = __uint_as_float(low[j] & 0xffff0000u);
+    } else if (type == DeviceType::f32) {
+      x[j] = __uint_as_float(low[j]);
+      x[j + 4] = __uint_as_float(high[j]);
+    } else {
+      float2 pair;
+      if (type == DeviceType::f16) {
+        pair = unpack_half(low[j]);
+      } else {
+        const auto stored = static_cast<__nv_fp8x2_storage_t>(low[j / 2] >> (j % 2 * 16));
+        pair = __half22float2(__half2(__nv_cvt_fp8x2_to_halfraw2(stored, __NV_E4M3)));
+      }
       x[2 * j] = pair.x;
       x[2 * j + 1] = pair.y;
     }
   }
+}
+__device__ __forceinline__ void load8(const std::byte* row, DeviceType type, int i, float (&x)[8]) {
+  decode(load_raw(row, type, i), type, x);
 }
 
 __device__ __forceinline__ unsigned pack_half(float a, float b) {

@@ -5,124 +5,146 @@
 namespace tactic::cuda {
 namespace {
 
-__device__ __forceinline__ float add(float a, float b) { return a + b; }
-__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
-
-// mean [dim] into int8: round(mean / scale), scale = max |mean| / 127.
-__device__ void store_int8(const float* mean, int dim, std::int8_t* out, float* scale, ClusterShared& shared) {
+// mean into int8: round(mean / scale), scale = max |mean| / 127. The first kDim / 8 lanes hold the row.
+template <int kDim>
+__device__ __forceinline__ void store_int8(const float (&mean)[8], std::int8_t* out, float* scale) {
   float largest = 0;
-  for (int i = threadIdx.x; i < dim; i += kClusterThreads) largest = fmaxf(largest, fabsf(mean[i]));
-  largest = reduce(largest, shared, larger);
-  const float inverse = largest > 1e-36f ? 127.0f / largest : 0.0f;
-  const int i = threadIdx.x * 2;
-  if (i < dim) {
-    const int low = __float2int_rn(mean[i] * inverse);
-    const int high = __float2int_rn(mean[i + 1] * inverse);
-    *reinterpret_cast<char2*>(out + i) = make_char2(static_cast<signed char>(low), static_cast<signed char>(high));
+  if (Lanes<kDim>::holds_row()) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) largest = fmaxf(largest, fabsf(mean[e]));
   }
-  if (threadIdx.x == 0) *scale = inverse > 0 ? largest / 127.0f : 0.0f;
+  largest = largest_of_warp(largest);
+  const float inverse = largest > 1e-36f ? 127.0f / largest : 0.0f;
+  if (Lanes<kDim>::holds_row()) {
+    unsigned words[2] = {0, 0};
+#pragma unroll
+    for (int e = 0; e < 8; ++e) words[e / 4] |= (static_cast<unsigned>(__float2int_rn(mean[e] * inverse)) & 0xffu) << (e % 4 * 8);
+    *reinterpret_cast<uint2*>(out + Lanes<kDim>::element()) = make_uint2(words[0], words[1]);
+  }
+  if (threadIdx.x % 32 == 0) *scale = inverse > 0 ? largest / 127.0f : 0.0f;
 }
 
-// Sums over a cluster: keys, y less the y of its first token, the square of that, values.
-struct Sums {
-  float k[8] = {};
-  float y[8] = {};
-  float square = 0;
-  float v[8] = {};
+// Where a problem's clusters go.
+struct Slot {
+  __device__ Slot(const Batch& batch, int problem)
+      : job(batch.jobs[problem / batch.heads]),
+        head(problem % batch.heads),
+        number(slot_of(job, batch.heads, head)),
+        place(first_place(job, number)),
+        column(number * job.index.capacity + first_column(job, number)) {}
+  const Job& job;
+  int head;
+  std::int64_t number;
+  int place;            // of the first token
+  std::int64_t column;  // of the first cluster, in arrays of one entry a column
 };
 
-__device__ __forceinline__ void add_keys(const Job& job, int head, const __half* y, int dim, const std::int32_t* tokens, int size,
-                                         const Group& group, Sums& sums) {
-  float base[8];
-  load_y(y + static_cast<std::int64_t>(tokens[0]) * dim + group.i, base);
-#pragma unroll 4
-  for (int at = group.number; at < size; at += group.groups) {
-    const int token = tokens[at];
-    float k[8];
-    float now[8];
-    load8(row_of(job, job.k, job.first + token, head), job.k.type, group.i, k);
-    load_y(y + static_cast<std::int64_t>(token) * dim + group.i, now);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      sums.k[e] += k[e];
-      const float difference = now[e] - base[e];
-      sums.y[e] += difference;
-      sums.square += difference * difference;
-    }
-  }
-}
-
-__device__ __forceinline__ void add_values(const Job& job, int head, const std::int32_t* tokens, int size, const Group& group,
-                                           std::uint32_t* bad, Sums& sums) {
-#pragma unroll 4
-  for (int at = group.number; at < size; at += group.groups) {
-    float v[8];
-    load8(row_of(job, job.v, job.first + tokens[at], head), job.v.type, group.i, v);
-    bool finite = true;
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      finite = finite && fabsf(v[e]) < INFINITY;
-      sums.v[e] += v[e];
-    }
-    if (!finite) atomicMin(bad, static_cast<unsigned>(tokens[at]));
-  }
-}
-
-// One thread block a cluster.
-__global__ void __launch_bounds__(kClusterThreads, 8) finish_kernel(const __grid_constant__ Batch batch) {
+// Tokens, begin, centroid and spread of each cluster.
+template <int kDim>
+__global__ void __launch_bounds__(kClusterThreads) keys_kernel(const __grid_constant__ Batch batch) {
   __shared__ __align__(16) ClusterShared shared;
+  using L = Lanes<kDim>;
   const int problem = blockIdx.y;
-  const int c = blockIdx.x;
-  const int head = problem % batch.heads;
-  const Job& job = batch.jobs[problem / batch.heads];
-  if (c >= job.count || batch.work.fault[problem / batch.heads] != 0) return;
   const Work& work = batch.work;
+  if (work.fault[problem / batch.heads] != 0) return;
+  const Slot slot(batch, problem);
+  const Job& job = slot.job;
   const DeviceIndex& index = job.index;
-  const std::int64_t slot = slot_of(job, batch.heads, head);
-  const int place = first_place(job, slot);
-  const int column = first_column(job, slot) + c;
-  const std::int64_t at = slot * index.capacity + column;
-  const std::int64_t rows = static_cast<std::int64_t>(problem) * batch.rows;
-  const std::int32_t* begin = work.begin + static_cast<std::int64_t>(problem) * (batch.columns + 1);
-  const int first = begin[c];
-  const int size = begin[c + 1] - first;
-  const float inverse = 1.0f / static_cast<float>(size);
-  const std::int32_t* tokens = sort_tokens(work.order + rows + first, size, work.nearest + rows, job.n, c, shared);
+  const __half* y = work.y + static_cast<std::int64_t>(problem) * batch.rows * kDim + L::element();
+  const float* origin = work.origin + static_cast<std::int64_t>(problem) * kDim + L::element();
+  for_clusters(batch, problem, shared, [&](const Crew& crew, int c, int first, int size, const std::int32_t* tokens) {
+    std::int32_t* out = index.tokens + slot.number * index.token_capacity + slot.place + first;
+    for (int i = threadIdx.x % 32 + crew.number * 32; i < size; i += crew.count * 32) out[i] = job.first + tokens[i];
 
-  const Group keys(batch.dim);
-  const Group values(batch.v_dim);
-  Sums sums;
-  if (keys.works()) add_keys(job, head, work.y + rows * batch.dim, batch.dim, tokens, size, keys, sums);
-  if (values.works()) add_values(job, head, tokens, size, values, &work.state[problem].bad_v, sums);
-  std::int32_t* out = index.tokens + slot * index.token_capacity + place + first;
-  for (int i = threadIdx.x; i < size; i += kClusterThreads) out[i] = job.first + tokens[i];
-  if (threadIdx.x == 0) index.begin[slot * (index.capacity + 64) + column] = place + first;
+    float base[8];
+    load_y(y + static_cast<std::int64_t>(tokens[0]) * kDim, base);
+    float k[8] = {};
+    float moved[8] = {};  // y less the first token's
+    float square = 0;
+    for_tokens<kDim>(crew, tokens, size, [&](int token) {
+      float x[8];
+      float now[8];
+      load8(row_of(job, job.k, job.first + token, slot.head), job.k.type, L::element(), x);
+      load_y(y + static_cast<std::int64_t>(token) * kDim, now);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        k[e] += x[e];
+        const float difference = now[e] - base[e];
+        moved[e] += difference;
+        square += difference * difference;
+      }
+    });
+    sum_of_crew<kDim>(crew, k, shared);
+    sum_of_crew<kDim>(crew, moved, shared);
+    square = sum_of_crew(crew, square, shared);
+    if (crew.number != 0) return;
 
-  mean_of_groups(sums.k, keys, batch.dim, inverse * job.k.scale, shared.partial, shared.mean);
-  float* mean_k = work.mean_k + (static_cast<std::int64_t>(problem) * batch.columns + c) * batch.dim;
-  for (int i = threadIdx.x; i < batch.dim; i += kClusterThreads) {
-    mean_k[i] = shared.mean[i];
-    if (!batch.int8_centroids) index.centroid16[at * batch.dim + i] = __bfloat16_as_ushort(__float2bfloat16_rn(shared.mean[i]));
-  }
-  if (batch.int8_centroids)
-    store_int8(shared.mean, batch.dim, index.centroid8 + at * batch.dim, index.centroid_scale + at, shared);
-  __syncthreads();
+    // sum |y - mean|^2 = sum |y - base|^2 - size |mean - base|^2: the base is in the cluster, so that little cancels
+    const float inverse = 1.0f / static_cast<float>(size);
+    float shift = 0;
+    const std::int64_t at = slot.column + c;
+    if (L::holds_row()) {
+      float centred[8];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        shift += moved[e] * moved[e] * inverse;
+        k[e] *= inverse * job.k.scale;
+        centred[e] = (k[e] - origin[e]) * work.state[problem].scale;
+      }
+      *reinterpret_cast<uint4*>(work.mean_k + (static_cast<std::int64_t>(problem) * batch.columns + c) * kDim + L::element()) =
+          pack_row(centred);
+    }
+    square -= sum_of_warp(shift);
+    if (threadIdx.x % 32 == 0) {
+      index.spread[at] = fmaxf(square, 0.0f) * inverse * work.state[problem].spread_scale;
+      index.begin[slot.number * 64 + at] = slot.place + first;
+    }
+    if (batch.int8_centroids) {
+      store_int8<kDim>(k, index.centroid8 + at * kDim, index.centroid_scale + at);
+    } else if (L::holds_row()) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        index.centroid16[at * kDim + L::element() + e] = __bfloat16_as_ushort(__float2bfloat16_rn(k[e]));
+    }
+  });
+}
 
-  // sum |y - mean|^2 = sum |y - base|^2 - size |mean - base|^2: the base is in the cluster, so that little cancels
-  mean_of_groups(sums.y, keys, batch.dim, inverse, shared.partial, shared.mean);
-  float square = sums.square;
-  for (int i = threadIdx.x; i < batch.dim; i += kClusterThreads)
-    square -= static_cast<float>(size) * shared.mean[i] * shared.mean[i];
-  square = reduce(square, shared, add);
-  if (threadIdx.x == 0) index.spread[at] = fmaxf(square, 0.0f) * inverse * work.state[problem].spread_scale;
-
-  mean_of_groups(sums.v, values, batch.v_dim, inverse * job.v.scale, shared.partial, shared.mean);
-  store_int8(shared.mean, batch.v_dim, index.mean_v + at * batch.v_dim, index.mean_v_scale + at, shared);
+// Mean V of each cluster.
+template <int kDim>
+__global__ void __launch_bounds__(kClusterThreads) values_kernel(const __grid_constant__ Batch batch) {
+  __shared__ __align__(16) ClusterShared shared;
+  using L = Lanes<kDim>;
+  const int problem = blockIdx.y;
+  if (batch.work.fault[problem / batch.heads] != 0) return;
+  const Slot slot(batch, problem);
+  const Job& job = slot.job;
+  std::uint32_t* bad = &batch.work.state[problem].bad_v;
+  for_clusters(batch, problem, shared, [&](const Crew& crew, int c, int, int size, const std::int32_t* tokens) {
+    float v[8] = {};
+    for_tokens<kDim>(crew, tokens, size, [&](int token) {
+      float x[8];
+      load8(row_of(job, job.v, job.first + token, slot.head), job.v.type, L::element(), x);
+      bool finite = true;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        finite = finite && fabsf(x[e]) < INFINITY;
+        v[e] += x[e];
+      }
+      if (!finite) atomicMin(bad, static_cast<unsigned>(token));
+    });
+    sum_of_crew<kDim>(crew, v, shared);
+    if (crew.number != 0) return;
+    const float factor = job.v.scale / static_cast<float>(size);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) v[e] *= factor;
+    const std::int64_t at = slot.column + c;
+    store_int8<kDim>(v, job.index.mean_v + at * kDim, job.index.mean_v_scale + at);
+  });
 }
 
 // ---- covariance --------------------------------------------------------------------------------------------------------
 
-constexpr int kTokens = 64;  // of a step
+constexpr int kTokens = 32;  // of a step
 
 // Rows of the result that a warp makes, columns of one thread block, and its warps.
 template <int kDim>
@@ -133,48 +155,89 @@ struct Shape16 {
   static constexpr int kStride = kDim + 8;  // f16; an odd number of 16-byte chunks, so that ldmatrix meets no bank twice
 };
 
-// products [piece] = sum of r r^T over a piece's tokens, r = (k - mean K of its cluster) * scale.
+// A thread's chunk of 8 elements on its way into a tile: what the cache holds, and its cluster's centred mean.
+struct Chunk {
+  Raw8 key;
+  uint4 mean = make_uint4(0, 0, 0, 0);
+  bool there = false;
+};
+// (k - origin) * scale - mean; zero where there is no token. origin: of these elements.
+__device__ __forceinline__ uint4 residual(const Chunk& chunk, const DeviceRows& rows, const float* origin, float scale) {
+  if (!chunk.there) return make_uint4(0, 0, 0, 0);
+  float x[8];
+  decode(chunk.key, rows.type, x);
+  const unsigned words[4] = {chunk.mean.x, chunk.mean.y, chunk.mean.z, chunk.mean.w};
+#pragma unroll
+  for (int e = 0; e < 8; e += 2) {
+    const float2 mean = unpack_half(words[e / 2]);
+    x[e] = (x[e] * rows.scale - origin[e]) * scale - mean.x;
+    x[e + 1] = (x[e + 1] * rows.scale - origin[e + 1]) * scale - mean.y;
+  }
+  return pack_row(x);
+}
+
+// products [piece] = sum of r r^T over a piece's tokens, r = (k - mean K of its cluster) * scale. The next step's rows are on
+// their way into registers while the tensor cores work.
 template <int kDim>
 __global__ void __launch_bounds__(Shape16<kDim>::kWarps * 32, kDim == 256 ? 1 : 2)
     covariance_kernel(const __grid_constant__ Batch batch) {
   using S = Shape16<kDim>;
-  __shared__ __align__(16) __half tile[kTokens * S::kStride];
+  __shared__ __align__(16) __half tiles[2][kTokens * S::kStride];
+  __shared__ float origin[kDim];
+  constexpr int kThreads = S::kWarps * 32;
+  constexpr int kChunks = kDim / 8;
+  constexpr int kShare = kTokens * kChunks / kThreads;  // 16-byte chunks a thread
+  static_assert(kShare * kThreads == kTokens * kChunks);
   const int problem = blockIdx.y;
   const int head = problem % batch.heads;
   const Job& job = batch.jobs[problem / batch.heads];
   const Work& work = batch.work;
   if (work.fault[problem / batch.heads] != 0) return;
   const std::int64_t rows = static_cast<std::int64_t>(problem) * batch.rows;
-  const float* mean_k = work.mean_k + static_cast<std::int64_t>(problem) * batch.columns * kDim;
+  const __half* mean_k = work.mean_k + static_cast<std::int64_t>(problem) * batch.columns * kDim;
   const float scale = work.state[problem].scale;
   const int first = static_cast<int>(static_cast<std::int64_t>(job.n) * blockIdx.x / batch.pieces);
   const int last = static_cast<int>(static_cast<std::int64_t>(job.n) * (blockIdx.x + 1) / batch.pieces);
   const int lane = threadIdx.x % 32;
   const int m = threadIdx.x / 32 * (16 * S::kRowTiles);
   const int n = blockIdx.z * S::kColumns;
-  const unsigned shared = shared_address(tile);
+  for (int i = threadIdx.x; i < kDim; i += kThreads) origin[i] = work.origin[static_cast<std::int64_t>(problem) * kDim + i];
+  __syncthreads();
 
-  float sums[S::kRowTiles][S::kColumns / 8][4] = {};
-  for (int start = first; start < last; start += kTokens) {
-    constexpr int kChunks = kDim / 8;
-    for (int at = threadIdx.x; at < kTokens * kChunks; at += S::kWarps * 32) {
-      const int token = start + at / kChunks;
-      const int i = at % kChunks * 8;
-      uint4 bits = make_uint4(0, 0, 0, 0);
-      if (token < last) {
-        float x[8];
-        load8(row_of(job, job.k, job.first + token, head), job.k.type, i, x);
-        const float* mean = mean_k + static_cast<std::int64_t>(work.nearest[rows + token]) * kDim + i;
-        const float4 low = *reinterpret_cast<const float4*>(mean);
-        const float4 high = *reinterpret_cast<const float4*>(mean + 4);
-        const float means[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+  // Clusters of the tokens one step ahead of the chunks, so that no address waits for them.
+  const auto token_of = [&](int start, int j) { return start + (static_cast<int>(threadIdx.x) + j * kThreads) / kChunks; };
+  const auto element_of = [&](int j) { return (static_cast<int>(threadIdx.x) + j * kThreads) % kChunks * 8; };
+  Chunk chunks[kShare];
+  int owners[kShare];
+  const auto load_owners = [&](int start) {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) x[e] = (x[e] * job.k.scale - means[e]) * scale;
-        bits = make_uint4(pack_half(x[0], x[1]), pack_half(x[2], x[3]), pack_half(x[4], x[5]), pack_half(x[6], x[7]));
-      }
-      *reinterpret_cast<uint4*>(tile + at / kChunks * S::kStride + i) = bits;
+    for (int j = 0; j < kShare; ++j) owners[j] = token_of(start, j) < last ? work.nearest[rows + token_of(start, j)] : 0;
+  };
+  const auto load = [&](int start) {
+#pragma unroll
+    for (int j = 0; j < kShare; ++j) {
+      chunks[j].there = token_of(start, j) < last;
+      if (!chunks[j].there) continue;
+      chunks[j].key = load_raw(row_of(job, job.k, job.first + token_of(start, j), head), job.k.type, element_of(j));
+      chunks[j].mean = *reinterpret_cast<const uint4*>(mean_k + static_cast<std::int64_t>(owners[j]) * kDim + element_of(j));
     }
-    __syncthreads();
+    load_owners(start + kTokens);
+  };
+  float sums[S::kRowTiles][S::kColumns / 8][4] = {};
+  load_owners(first);
+  load(first);
+  int parity = 0;
+  for (int start = first; start < last; start += kTokens, parity ^= 1) {
+    __half* tile = tiles[parity];
+#pragma unroll
+    for (int j = 0; j < kShare; ++j) {
+      const int at = static_cast<int>(threadIdx.x) + j * kThreads;
+      *reinterpret_cast<uint4*>(tile + at / kChunks * S::kStride + at % kChunks * 8) =
+          residual(chunks[j], job.k, origin + element_of(j), scale);
+    }
+    __syncthreads();  // the other tile is free: all have passed its products
+    load(start + kTokens);
+    const unsigned shared = shared_address(tile);
 #pragma unroll
     for (int k = 0; k < kTokens; k += 16) {
       unsigned a[S::kRowTiles][4];
@@ -197,7 +260,6 @@ __global__ void __launch_bounds__(Shape16<kDim>::kWarps * 32, kDim == 256 ? 1 : 
         }
       }
     }
-    __syncthreads();
   }
   float* out = work.products + (static_cast<std::int64_t>(problem) * batch.pieces + blockIdx.x) * kDim * kDim;
 #pragma unroll
@@ -318,35 +380,42 @@ __global__ void __launch_bounds__(256) commit_kernel(const __grid_constant__ Bat
 }
 
 template <int kDim>
-void covariance_of(const Batch& batch, cudaStream_t stream) {
+void keys_of(const Batch& batch, cudaStream_t stream) {
   using S = Shape16<kDim>;
+  launch("finish_keys", keys_kernel<kDim>, {grid_of_clusters(batch), kClusterThreads}, stream, batch);
   const dim3 grid(static_cast<unsigned>(batch.pieces), static_cast<unsigned>(batch.job_count * batch.heads), kDim / S::kColumns);
   launch("covariance", covariance_kernel<kDim>, {grid, S::kWarps * 32}, stream, batch);
+}
+
+template <int kDim>
+void values_of(const Batch& batch, cudaStream_t stream) {
+  launch("finish_values", values_kernel<kDim>, {grid_of_clusters(batch), kClusterThreads}, stream, batch);
+}
+
+// f.template operator()<dim>()
+template <typename F>
+void with_dim(int dim, F&& f) {
+  switch (dim) {
+    case 64:
+      return f.template operator()<64>();
+    case 80:
+      return f.template operator()<80>();
+    case 96:
+      return f.template operator()<96>();
+    case 128:
+      return f.template operator()<128>();
+    default:
+      return f.template operator()<256>();
+  }
 }
 
 }  // namespace
 
 void finish_clusters(const Batch& batch, cudaStream_t stream) {
-  const auto problems = static_cast<unsigned>(batch.job_count * batch.heads);
-  launch("finish_clusters", finish_kernel, {dim3(static_cast<unsigned>(batch.columns), problems), kClusterThreads}, stream,
-         batch);
-  switch (batch.dim) {
-    case 64:
-      covariance_of<64>(batch, stream);
-      break;
-    case 80:
-      covariance_of<80>(batch, stream);
-      break;
-    case 96:
-      covariance_of<96>(batch, stream);
-      break;
-    case 128:
-      covariance_of<128>(batch, stream);
-      break;
-    default:
-      covariance_of<256>(batch, stream);
-  }
-  launch("shape", shape_kernel, {dim3(static_cast<unsigned>(batch.dim * batch.dim / 256), problems), 256}, stream, batch);
+  with_dim(batch.dim, [&]<int kDim>() { keys_of<kDim>(batch, stream); });
+  with_dim(batch.v_dim, [&]<int kDim>() { values_of<kDim>(batch, stream); });
+  const dim3 grid(static_cast<unsigned>(batch.dim * batch.dim / 256), static_cast<unsigned>(batch.job_count * batch.heads));
+  launch("shape", shape_kernel, {grid, 256}, stream, batch);
 }
 
 void commit(const Batch& batch, cudaStream_t stream) {

@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kStartThreads) start_kernel(const __grid_const
        work.cursor + columns);
   __syncthreads();
   for (int i = threadIdx.x; i < batch.columns; i += blockDim.x) work.sizes[columns + i] = 0;
-  for (int i = threadIdx.x; i < job.n; i += blockDim.x) work.nearest[rows + i] = -1;
+  for (int i = threadIdx.x; i < batch.rows; i += blockDim.x) work.nearest[rows + i] = -1;
 
   float scale = 1;
   find_origin(job, head, batch.dim, work.origin + static_cast<std::int64_t>(problem) * batch.dim, &scale, shared);
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kStartThreads) start_kernel(const __grid_const
       job, head, batch.dim, work.factor + static_cast<std::int64_t>(problem) * tile_bytes(batch.dim, batch.dim), shared);
   if (threadIdx.x == 0) {
     const float y_scale = scale * factor_scale;
-    work.state[problem] = {scale, 1 / (y_scale * y_scale), 0, INT_MAX, kNone, kNone, 0};
+    work.state[problem] = {scale, 1 / (y_scale * y_scale), 0, INT_MAX, kNone, kNone, 0, 0};
   }
 }
 

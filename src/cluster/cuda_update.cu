@@ -82,6 +82,7 @@ __global__ void __launch_bounds__(kSettleThreads) settle_kernel(const __grid_con
   if (threadIdx.x == 0) {
     if (iteration == batch.iterations || state.moved == 0) state.done_at = iteration;
     state.moved = 0;
+    state.large = 0;
   }
 
   int base = 0;
@@ -103,6 +104,7 @@ __global__ void __launch_bounds__(kSettleThreads) settle_kernel(const __grid_con
       begin[c] = base + before + sum - size;
       work.cursor[columns + c] = base + before + sum - size;
       sizes[c] = 0;  // for the next iteration
+      if (size > kWarpTokens) work.large[columns + atomicAdd(&state.large, 1)] = c;
     }
     base += all;
     __syncthreads();
@@ -122,44 +124,45 @@ __global__ void __launch_bounds__(256) scatter_kernel(const __grid_constant__ Ba
   work.order[rows + place] = token;
 }
 
-// One thread block a cluster: the mean of its y, rounded to f16, and the bias that belongs to the rounded one.
+// The mean of each cluster's y, rounded to f16, and the bias that belongs to the rounded one.
+template <int kDim>
 __global__ void __launch_bounds__(kClusterThreads) update_kernel(const __grid_constant__ Batch batch, int iteration) {
   __shared__ __align__(16) ClusterShared shared;
+  using L = Lanes<kDim>;
   const int problem = blockIdx.y;
-  const int c = blockIdx.x;
-  const Job& job = batch.jobs[problem / batch.heads];
   const Work& work = batch.work;
-  if (c >= job.count || work.state[problem].done_at <= iteration) return;
-  const std::int64_t rows = static_cast<std::int64_t>(problem) * batch.rows;
-  const std::int64_t column = static_cast<std::int64_t>(problem) * batch.columns + c;
-  const std::int32_t* begin = work.begin + static_cast<std::int64_t>(problem) * (batch.columns + 1);
-  const int first = begin[c];
-  const int size = begin[c + 1] - first;
-  const std::int32_t* tokens = sort_tokens(work.order + rows + first, size, work.nearest + rows, job.n, c, shared);
-  const __half* y = work.y + rows * batch.dim;
-  const Group group(batch.dim);
-  float sum[8] = {};
-  if (group.works()) {
-#pragma unroll 4
-    for (int at = group.number; at < size; at += group.groups) {
+  if (work.state[problem].done_at <= iteration) return;
+  const __half* y = work.y + static_cast<std::int64_t>(problem) * batch.rows * kDim + L::element();
+  for_clusters(batch, problem, shared, [&](const Crew& crew, int c, int, int size, const std::int32_t* tokens) {
+    float sum[8] = {};
+    for_tokens<kDim>(crew, tokens, size, [&](int token) {
       float x[8];
-      load_y(y + static_cast<std::int64_t>(tokens[at]) * batch.dim + group.i, x);
+      load_y(y + static_cast<std::int64_t>(token) * kDim, x);
 #pragma unroll
       for (int e = 0; e < 8; ++e) sum[e] += x[e];
+    });
+    sum_of_crew<kDim>(crew, sum, shared);
+    const float inverse = 1.0f / static_cast<float>(size);
+    const std::int64_t column = static_cast<std::int64_t>(problem) * batch.columns + c;
+    std::byte* tile = work.tiles + column / kTileClusters * tile_bytes(kTileClusters, kDim);
+    float square = 0;
+    if (L::holds_row() && crew.number == 0) {
+#pragma unroll
+      for (int e = 0; e < 8; e += 2) {
+        const unsigned bits = pack_half(sum[e] * inverse, sum[e + 1] * inverse);
+        *reinterpret_cast<unsigned*>(tile + tile_offset(c % kTileClusters, kTileClusters, L::element() + e, kDim)) = bits;
+        const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&bits));
+        square += pair.x * pair.x + pair.y * pair.y;
+      }
     }
-  }
-  mean_of_groups(sum, group, batch.dim, 1.0f / static_cast<float>(size), shared.partial, shared.mean);
-  std::byte* tile = work.tiles + column / kTileClusters * tile_bytes(kTileClusters, batch.dim);
-  float square = 0;
-  const int i = threadIdx.x * 2;
-  if (i < batch.dim) {
-    const unsigned bits = pack_half(shared.mean[i], shared.mean[i + 1]);
-    *reinterpret_cast<unsigned*>(tile + tile_offset(c % kTileClusters, kTileClusters, i, batch.dim)) = bits;
-    const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&bits));
-    square = pair.x * pair.x + pair.y * pair.y;
-  }
-  square = reduce(square, shared, [](float a, float b) { return a + b; });
-  if (threadIdx.x == 0) work.bias[column] = -0.5f * square;
+    square = sum_of_warp(square);
+    if (threadIdx.x % 32 == 0 && crew.number == 0) work.bias[column] = -0.5f * square;
+  });
+}
+
+template <int kDim>
+void update_of(const Batch& batch, int iteration, cudaStream_t stream) {
+  launch("update_centroids", update_kernel<kDim>, {grid_of_clusters(batch), kClusterThreads}, stream, batch, iteration);
 }
 
 }  // namespace
@@ -171,9 +174,18 @@ void settle_clusters(const Batch& batch, int iteration, cudaStream_t stream) {
 }
 
 void update_centroids(const Batch& batch, int iteration, cudaStream_t stream) {
-  const auto problems = static_cast<unsigned>(batch.job_count * batch.heads);
-  launch("update_centroids", update_kernel, {dim3(static_cast<unsigned>(batch.columns), problems), kClusterThreads}, stream,
-         batch, iteration);
+  switch (batch.dim) {
+    case 64:
+      return update_of<64>(batch, iteration, stream);
+    case 80:
+      return update_of<80>(batch, iteration, stream);
+    case 96:
+      return update_of<96>(batch, iteration, stream);
+    case 128:
+      return update_of<128>(batch, iteration, stream);
+    default:
+      return update_of<256>(batch, iteration, stream);
+  }
 }
 
 }  // namespace tactic::cuda
