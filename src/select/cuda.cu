@@ -21,7 +21,8 @@ __device__ void fetch_columns(const SelectTask& task, const Piece& piece, const 
     copy_async(shared.spread + i, task.index.spread + at + i);
     if constexpr (Shape::kInt8) copy_async(shared.scale + i, task.index.centroid_scale + at + i);
   }
-  for (int i = thread * 4; i < piece.count + 1; i += threads * 4) copy_async(shared.begin + i, begin + i);
+  const int ends = piece.count > 0 ? piece.count + 1 : 0;  // an empty piece begins at the last column, on no 16-byte border
+  for (int i = thread * 4; i < ends; i += threads * 4) copy_async(shared.begin + i, begin + i);
   const std::int32_t* part_begin = task.index.part_begin + static_cast<std::int64_t>(piece.slot) * (task.index.part_capacity + 1);
   if (thread < piece.parts) shared.part_end[thread] = part_begin[thread + 1];
 }
