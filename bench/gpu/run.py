@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures Tactic on this GPU beside its limits and its peers, in one run: bench_gpu, cuDNN, FlashInfer, prefill; then tables and a plot.
 
-  bench/gpu/run.py                       everything (20 minutes); results in docs/results/gpu.csv, gpu.md, gpu.png
+  bench/gpu/run.py                       everything (some 5 minutes); results in docs/results/gpu.csv, gpu.md, gpu.png
   bench/gpu/run.py dense layers          some slices; each takes at most a minute or two
   bench/gpu/run.py --list                the slices and their commands
 
@@ -29,16 +29,16 @@ SLICES = {
     "synthetic": ("{bin} synthetic --pool 20 --cells 1x8192,1x32768,1x131072", "the keys beside captured ones"),
     "dense": (f"{{here}}/peers.py --peers cudnn,torch --cells {TABLE},32x32768", "dense peers"),
     "dense-shapes": (f"{{here}}/peers.py --peers cudnn --shapes {OTHERS} --cells {CORNERS}", "dense peers at group 8 and head dim 64"),
-    "flashinfer": (f"{{here}}/peers.py --peers flashinfer,paper --reps 15 --cells {TABLE}", "FlashInfer, full and as the paper uses it"),
+    "flashinfer": (f"{{here}}/peers.py --peers flashinfer,paper --reps 15 --cells {CORNERS}", "FlashInfer, full and as the paper uses it"),
     "layers": (f"{{bin}} layers --cells {TABLE},32x32768", "a layer's step by stage, at wanted shares and at the paper's quality"),
-    "layers-16": (f"{{bin}} layers --cluster-sizes 16 --cells {CORNERS}", "the same, clusters of 16 tokens"),
-    "layers-shapes": (f"{{bin}} layers --shapes {OTHERS} --cells {CORNERS}", "the same at group 8 and head dim 64"),
+    "layers-16": (f"{{bin}} layers --methods tactic --cluster-sizes 16 --cells {CORNERS}", "the same, clusters of 16 tokens"),
+    "layers-shapes": (f"{{bin}} layers --methods tactic --shapes {OTHERS} --cells {CORNERS}", "the same at group 8 and head dim 64"),
     "layers-long": ("{bin} layers --cells 1x524288 --methods tactic", "the same at 512K tokens"),
     "dense-long": ("{here}/peers.py --peers cudnn --cells 1x524288", "cuDNN at 512K tokens"),
     "union": ("{bin} union --masses .7,.9 --cells 1x32768,1x131072,8x32768 --methods tactic", "one list a KV head against one a query head"),
     "clustering": ("{bin} clustering --cells 1x32768,1x65536,1x131072 --cluster-sizes 16,32", "clustering a prompt"),
     "prefill": ("{here}/prefill.py --contexts 32768,65536,131072", "prefill of an 8B-shaped decoder"),
-    "end-to-end": ("{bin} end-to-end --cells 1x131072,8x32768,8x131072", "decoding with an 8B-shaped decoder"),
+    "end-to-end": ("{bin} end-to-end --shares .05 --cells 1x131072,8x32768,8x131072", "decoding with an 8B-shaped decoder"),
 }
 
 
