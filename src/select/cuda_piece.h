@@ -149,6 +149,7 @@ struct Piece {
     const int share = (((all + pieces - 1) >> task.log_pieces) + kTileRows - 1) / kTileRows * kTileRows;
     first = min(rank * share, all);
     count = min(share, all - first);
+    if (count == 0) first = 0;  // behind the last column addresses are not aligned
   }
 };
 
