@@ -164,18 +164,7 @@ void assign_of(const Batch& batch, int iteration, cudaStream_t stream) {
 }  // namespace
 
 void assign_tokens(const Batch& batch, int iteration, cudaStream_t stream) {
-  switch (batch.dim) {
-    case 64:
-      return assign_of<64, 2>(batch, iteration, stream);
-    case 80:
-      return assign_of<80, 2>(batch, iteration, stream);
-    case 96:
-      return assign_of<96, 2>(batch, iteration, stream);
-    case 128:
-      return assign_of<128, 2>(batch, iteration, stream);
-    default:
-      return assign_of<256, 1>(batch, iteration, stream);
-  }
+  with_dim(batch.dim, [&]<int kDim>() { assign_of<kDim, kDim <= 128 ? 2 : 1>(batch, iteration, stream); });
 }
 
 }  // namespace tactic::cuda

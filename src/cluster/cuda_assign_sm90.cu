@@ -361,18 +361,9 @@ bool assign_of(const Batch& batch, int iteration, cudaStream_t stream) {
 }  // namespace
 
 bool assign_tokens_sm90(const Batch& batch, int iteration, cudaStream_t stream) {
-  switch (batch.dim) {
-    case 64:
-      return assign_of<64>(batch, iteration, stream);
-    case 80:
-      return assign_of<80>(batch, iteration, stream);
-    case 96:
-      return assign_of<96>(batch, iteration, stream);
-    case 128:
-      return assign_of<128>(batch, iteration, stream);
-    default:
-      return assign_of<256>(batch, iteration, stream);
-  }
+  bool launched = false;
+  with_dim(batch.dim, [&]<int kDim>() { launched = assign_of<kDim>(batch, iteration, stream); });
+  return launched;
 }
 
 }  // namespace tactic::cuda

@@ -243,6 +243,23 @@ __device__ inline std::uint32_t job_fault(const Batch& batch, int number) {
   return fault;
 }
 
+// f.template operator()<dim>(), for code that knows head_dim when it is compiled.
+template <typename F>
+void with_dim(int dim, F&& f) {
+  switch (dim) {
+    case 64:
+      return f.template operator()<64>();
+    case 80:
+      return f.template operator()<80>();
+    case 96:
+      return f.template operator()<96>();
+    case 128:
+      return f.template operator()<128>();
+    default:
+      return f.template operator()<256>();
+  }
+}
+
 // ---- the stages; each launches its kernels for the whole batch ---------------------------------------------------------
 
 void start_problems(const Batch& batch, cudaStream_t stream);  // draw, origin, factor
@@ -253,6 +270,7 @@ bool assign_tokens_sm90(const Batch& batch, int iteration, cudaStream_t stream);
 void settle_clusters(const Batch& batch, int iteration, cudaStream_t stream);     // sizes, repair, begin, order
 void update_centroids(const Batch& batch, int iteration, cudaStream_t stream);
 void finish_clusters(const Batch& batch, cudaStream_t stream);  // columns of the index, covariance
+void pool_covariance(const Batch& batch, cudaStream_t stream);  // products
 void commit(const Batch& batch, cudaStream_t stream);           // counts of the index
 
 }  // namespace tactic::cuda

@@ -12,7 +12,7 @@ namespace tactic::cuda {
 constexpr int kClusterThreads = 128;
 constexpr int kClusterWarps = kClusterThreads / 32;
 constexpr int kSortTokens = 1024;  // sorted in shared memory; larger clusters are read out of `nearest` in order
-constexpr int kLargeBlocks = 16;   // thread blocks a problem that look for large clusters
+constexpr int kLargeBlocks = 64;   // thread blocks a problem that look for large clusters
 
 struct ClusterShared {
   union {

@@ -315,18 +315,7 @@ void start_problems(const Batch& batch, cudaStream_t stream) {
 }
 
 void load_keys(const Batch& batch, cudaStream_t stream) {
-  switch (batch.dim) {
-    case 64:
-      return load_keys_of<64>(batch, stream);
-    case 80:
-      return load_keys_of<80>(batch, stream);
-    case 96:
-      return load_keys_of<96>(batch, stream);
-    case 128:
-      return load_keys_of<128>(batch, stream);
-    default:
-      return load_keys_of<256>(batch, stream);
-  }
+  with_dim(batch.dim, [&]<int kDim>() { load_keys_of<kDim>(batch, stream); });
 }
 
 void seed_centroids(const Batch& batch, cudaStream_t stream) {

@@ -174,18 +174,7 @@ void settle_clusters(const Batch& batch, int iteration, cudaStream_t stream) {
 }
 
 void update_centroids(const Batch& batch, int iteration, cudaStream_t stream) {
-  switch (batch.dim) {
-    case 64:
-      return update_of<64>(batch, iteration, stream);
-    case 80:
-      return update_of<80>(batch, iteration, stream);
-    case 96:
-      return update_of<96>(batch, iteration, stream);
-    case 128:
-      return update_of<128>(batch, iteration, stream);
-    default:
-      return update_of<256>(batch, iteration, stream);
-  }
+  with_dim(batch.dim, [&]<int kDim>() { update_of<kDim>(batch, iteration, stream); });
 }
 
 }  // namespace tactic::cuda

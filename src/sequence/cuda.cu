@@ -276,7 +276,7 @@ void DeviceSequences::set_length(int sequence, std::int32_t tokens, DeviceStream
 }
 
 void DeviceSequences::observe_prompt(int layer, int sequence, const void* q, DeviceType type, std::int64_t token_stride,
-                                 std::int32_t first, std::int32_t tokens, DeviceStream stream) {
+                                     std::int32_t first, std::int32_t tokens, DeviceStream stream) {
   tactic::cuda::observe_prompt(state_->layers[static_cast<std::size_t>(layer)].ring, state_->config.shape, sequence, q, type,
                                token_stride, first, tokens, stream);
 }
@@ -286,7 +286,7 @@ std::int32_t DeviceSequences::due(int layer, int sequence, std::int32_t tokens) 
 }
 
 std::int32_t DeviceSequences::cluster(int first_layer, std::span<const DeviceKv> kv, int sequence, std::int32_t tokens,
-                                  DeviceStream stream) {
+                                      DeviceStream stream) {
   Implementation& state = *state_;
   const Options& options = state.config.options;
   const ClusterOptions how = state.cluster_options();
