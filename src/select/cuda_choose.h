@@ -110,79 +110,116 @@ struct Counts {
   }
 };
 
-// The choice of every column into `code`, log weights of the represented into `mass`, counts per warp into `count`.
+// Columns are dealt to warps in contiguous stretches of this many: a multiple of 32.
+__device__ __forceinline__ int columns_of_warp(int count, int warps) {
+  const int share = (count + warps - 1) / warps;
+  return (share + 31) / 32 * 32;
+}
+
+// The columns that may be attended or represented, this warp's: numbers to candidates from `from` on. Returns how many. Neither
+// the loss of representing a column nor the weight of its mean V exceeds its share: most columns end here.
 template <typename Shape>
-__device__ __forceinline__ void choose_columns(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared) {
-  constexpr float kRepresentedRows = 0.27f;  // select/loss.h
-  constexpr float kTailShare = 0.25f;        // keep_worthy_tail()
-  constexpr float kRippleExponent = 5.0f;    // representation_ripple()
+__device__ __forceinline__ int find_candidates(const Piece& piece, const SelectShared<Shape>& shared,
+                                               const float (&total)[Shape::kGroup], float least, int from, int to,
+                                               std::int32_t* candidates) {
+  constexpr int kGroup = Shape::kGroup;
+  int found = from;
+#pragma unroll 2
+  for (int first = from; first < to; first += 32) {
+    const int c = first + piece.lane;
+    float squares = 0;
+    if (c < to) {
+#pragma unroll
+      for (int g = 0; g < kGroup; g += 4) {
+        const float4 mass = *reinterpret_cast<const float4*>(shared.mass + c * kGroup + g);
+        squares += exp2_fast(2 * (mass.x - total[g])) + exp2_fast(2 * (mass.y - total[g + 1])) +
+                   exp2_fast(2 * (mass.z - total[g + 2])) + exp2_fast(2 * (mass.w - total[g + 3]));
+      }
+    }
+    const bool wanted = squares > least;
+    const std::uint32_t all = __ballot_sync(~0u, wanted);
+    if (wanted) candidates[found + __popc(all & ((1u << piece.lane) - 1))] = c;
+    found += __popc(all);
+  }
+  __syncwarp();
+  return found - from;
+}
+
+// What becomes of the candidates of this warp: codes, log weights of the represented into `mass`, counts of the warp into
+// `count`. L2 fetches the token numbers of the attended ones meanwhile.
+template <typename Shape>
+__device__ __forceinline__ void judge_candidates(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
+                                                 const float (&total)[Shape::kGroup], int from, int to,
+                                                 const std::int32_t* candidates) {
+  constexpr float kRippleExponent = 5.0f;  // representation_ripple()
   constexpr float kRippleFloor = 0.01f;
   constexpr int kGroup = Shape::kGroup;
   const float price = task.loss_per_row;
-  const float tail_price = price * (kRepresentedRows * kTailShare);
-  const float least = task.represent ? tail_price : price;
+  const float tail_price = task.represented_price;
   const bool ripples = task.represent && task.spread;
-  float total[kGroup];
+  const std::int32_t* tokens = task.index.tokens + static_cast<std::int64_t>(piece.slot) * task.index.token_capacity;
+  Counts counts;
+#pragma unroll 1
+  for (int i = from + piece.lane; i < to; i += 32) {
+    const int c = candidates[i];
+    const float* half = shared.half;
+    if (piece.parts > 1) half += part_of(shared.part_end, piece.parts, piece.first + c) * kGroup;
+    const int begin = shared.begin[c];
+    const int size = shared.begin[c + 1] - begin;
+    const float per_size = __fdividef(1.0f, static_cast<float>(size));
+    float variance[kGroup];
+    float loss = 0;
 #pragma unroll
-  for (int g = 0; g < kGroup; ++g) {
+    for (int g = 0; g < kGroup; ++g) {
+      variance[g] = column_half(task, shared, half, c, g);
+      const float share = exp2_fast(2 * (shared.mass[c * kGroup + g] - total[g]));  // squared
+      const float scatter = exp2_fast(fminf(2 * variance[g], kRippleExponent) * kLog2E) - 1;
+      const float ripple = ripples ? fminf(1.0f, fmaf(scatter, per_size, kRippleFloor)) : 1.0f;
+      loss += share > 0 ? share * ripple : 0.0f;  // an unsound head's ripple may be NaN
+    }
+    std::uint8_t code = kDropped;
+    if (loss > price * static_cast<float>(size)) {
+      code = kAttended;
+      counts.tokens += size;
+      ++counts.chosen;
+      prefetch_l2(tokens + begin);
+      prefetch_l2(tokens + begin + size - 1);
+    } else if (task.represent) {
+      float squares = 0;
+      float weight[kGroup];
+#pragma unroll
+      for (int g = 0; g < kGroup; ++g) {
+        weight[g] = shared.mass[c * kGroup + g] - variance[g] * kLog2E + log2_cosh(2 * variance[g]);
+        const float square = exp2_fast(2 * (weight[g] - total[g]));
+        squares += square > 0 ? square : 0.0f;
+      }
+      if (squares > tail_price) {
+        code = kRepresented;
+        ++counts.represented;
+#pragma unroll
+        for (int g = 0; g < kGroup; ++g) shared.mass[c * kGroup + g] = weight[g] * kLn2;
+      }
+    }
+    shared.code[i] = code;
+  }
+  counts.of_warp(piece.lane, piece.warp, shared.count);
+}
+
+// The choice of this warp's columns; returns the end of its candidates, which begin at `from`.
+template <typename Shape>
+__device__ __forceinline__ int choose_columns(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
+                                              int from, int to, std::int32_t* candidates) {
+  float total[Shape::kGroup];
+#pragma unroll
+  for (int g = 0; g < Shape::kGroup; ++g) {
     const float v = shared.total[g];
     // An unsound head and the padding of the group have no say: their shares vanish.
     total[g] = g < task.query.shape.group() && isfinite(v) ? v : -2 * kLowest;
   }
-  Counts counts;
-  for (int c = static_cast<int>(threadIdx.x); c < piece.count; c += static_cast<int>(blockDim.x)) {
-    float share[kGroup];  // squared
-    float squares = 0;
-#pragma unroll
-    for (int g = 0; g < kGroup; g += 4) {
-      const float4 mass = *reinterpret_cast<const float4*>(shared.mass + c * kGroup + g);
-      const float each[4] = {mass.x, mass.y, mass.z, mass.w};
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        share[g + k] = exp2_fast(2 * (each[k] - total[g + k]));
-        squares += share[g + k];
-      }
-    }
-    std::uint8_t code = kDropped;
-    // Neither the loss of representing a column nor the weight of its mean V exceeds its share.
-    if (squares > least) {
-      const float* half = shared.half;
-      if (piece.parts > 1) half += part_of(shared.part_end, piece.parts, piece.first + c) * kGroup;
-      const int size = shared.begin[c + 1] - shared.begin[c];
-      const float row_price = price * static_cast<float>(size);
-      const float per_size = __fdividef(1.0f, static_cast<float>(size));
-      float variance[kGroup];
-      float loss = 0;
-#pragma unroll
-      for (int g = 0; g < kGroup; ++g) {
-        variance[g] = column_half(task, shared, half, c, g);
-        const float scatter = exp2_fast(fminf(2 * variance[g], kRippleExponent) * kLog2E) - 1;
-        const float ripple = ripples ? fminf(1.0f, fmaf(scatter, per_size, kRippleFloor)) : 1.0f;
-        loss += share[g] > 0 ? share[g] * ripple : 0.0f;  // an unsound head's ripple may be NaN
-      }
-      if (loss > row_price) {
-        code = kAttended;
-        counts.tokens += size;
-        ++counts.chosen;
-      } else if (task.represent) {
-        float weight_squares = 0;
-        float weight[kGroup];
-#pragma unroll
-        for (int g = 0; g < kGroup; ++g) {
-          weight[g] = shared.mass[c * kGroup + g] - variance[g] * kLog2E + log2_cosh(2 * variance[g]);
-          weight_squares += share[g] > 0 ? exp2_fast(2 * (weight[g] - total[g])) : 0.0f;
-        }
-        if (weight_squares > tail_price) {
-          code = kRepresented;
-          ++counts.represented;
-#pragma unroll
-          for (int g = 0; g < kGroup; ++g) shared.mass[c * kGroup + g] = weight[g] * kLn2;
-        }
-      }
-    }
-    shared.code[c] = code;
-  }
-  counts.of_warp(piece.lane, piece.warp, shared.count);
+  const float least = task.represent ? task.represented_price : task.loss_per_row;
+  const int end = from + find_candidates(piece, shared, total, least, from, to, candidates);
+  judge_candidates(task, piece, shared, total, from, end, candidates);
+  return end;
 }
 
 }  // namespace tactic::cuda

@@ -259,10 +259,12 @@ class MassChoice {
   }
 
   __device__ void write() {
-    const ColumnSet set{slot_,           slot_,         0, count_, warp_, kWarps, lane_, shared_.code, shared_.begin,
+    const int stride = ((count_ + kWarps - 1) / kWarps + 31) / 32 * 32;
+    const int from = min(warp_ * stride, count_), to = min(from + stride, count_);
+    const ColumnSet set{slot_,           slot_,         0, warp_, kWarps, lane_, from, to, nullptr, shared_.code, shared_.begin,
                         shared_.numbers, shared_.places};
     int tokens = 0, chosen = 0, represented = 0;
-    for (int c = thread(); c < count_; c += kThreads) {
+    for (int c = from + lane_; c < to; c += 32) {
       tokens += shared_.code[c] == kAttended ? shared_.begin[c + 1] - shared_.begin[c] : 0;
       chosen += shared_.code[c] == kAttended ? 1 : 0;
       represented += shared_.code[c] == kRepresented ? 1 : 0;

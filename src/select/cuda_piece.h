@@ -38,9 +38,10 @@ struct SelectTask {
   DeviceLists lists;
   SelectExport exported;  // not null: no choice is made here
   std::uint32_t* status;
-  int log_pieces;      // thread blocks of a (sequence, head)
-  int columns;         // most columns of a piece, a multiple of 16
-  float loss_per_row;  // the price
+  int log_pieces;           // thread blocks of a (sequence, head)
+  int columns;              // most columns of a piece, a multiple of 16
+  float represented_price;  // of a mean V (select/loss.h)
+  float loss_per_row;       // the price
   bool spread;
   bool represent;
   Divisor by_block;  // by kv.block_size

@@ -193,15 +193,21 @@ struct QueryFragments {
 template <typename Shape, int Chunks>
 __device__ __forceinline__ void score_bf16(const QueryFragments<Shape, Chunks>& query, const RowTile<Chunks>& rows, int lane,
                                            TileScores<Shape>& scores) {
-  float acc[Shape::kQueryTiles][4] = {};
+  // Two chains, since each mma waits for the one before on the same accumulators.
+  float acc[Shape::kQueryTiles][4] = {}, other[Shape::kQueryTiles][4] = {};
 #pragma unroll
   for (int j = 0; j < Chunks; ++j) {
 #pragma unroll
     for (int i = 0; i < Shape::kQueryTiles; ++i) {
       const uint4 b = query.get(i, j);
       mma_bf16(acc[i], rows.low[j].x, rows.high[j].x, rows.low[j].y, rows.high[j].y, b.x, b.y);
-      mma_bf16(acc[i], rows.low[j].z, rows.high[j].z, rows.low[j].w, rows.high[j].w, b.z, b.w);
+      mma_bf16(other[i], rows.low[j].z, rows.high[j].z, rows.low[j].w, rows.high[j].w, b.z, b.w);
     }
+  }
+#pragma unroll
+  for (int i = 0; i < Shape::kQueryTiles; ++i) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) acc[i][k] += other[i][k];
   }
   join_parts<Shape>(acc, 1.0f, lane, scores);
 }

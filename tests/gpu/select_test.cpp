@@ -306,6 +306,13 @@ TEST_F(GpuSelect, LongSequenceManyPieces) {
   check(c);
 }
 
+TEST_F(GpuSelect, PiecesBehindTheLastColumn) {
+  Case c;
+  c.spec.topics = 67;
+  c.tokens = {20000, 1100, 1003};
+  check(c);
+}
+
 // Tokens that the reference takes for goal mass, and the share of each head's estimated mass that `listed` covers.
 struct MassWant {
   std::size_t tokens = 0;
