@@ -296,7 +296,11 @@ tactic_status tactic_cuda_cluster(tactic_cuda_batch* batch, int32_t first_layer,
     check_sequence(*batch, sequence);
     check_tokens(*batch, tokens);
     std::vector<tactic::DeviceKv> views;
-    for (std::int32_t l = 0; l < layers; ++l) views.push_back(to_core(read_struct(kv + l), *batch->state));
+    views.reserve(static_cast<std::size_t>(layers));
+    const auto* view = reinterpret_cast<const std::byte*>(kv);  // views lie as far apart as the caller's struct is long
+    for (std::int32_t l = 0; l < layers; ++l, view += kv->size) {
+      views.push_back(to_core(read_struct(reinterpret_cast<const tactic_cuda_kv*>(view)), *batch->state));
+    }
     const std::int32_t most = batch->state->cluster(first_layer, views, sequence, tokens, stream);
     if (clustered != nullptr) *clustered = most;
   });
