@@ -8,6 +8,7 @@
 #include <sstream>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "core/error.h"
 
@@ -44,9 +45,14 @@ void add_method_options(CLI::App* command, MethodOptions& options, bool with_sto
   auto* method = command->add_option("--method", options.method,
                                      "attention of the answer: tactic (as few tokens as reach the mass), paper (the same as "
                                      "published), full (every token, our kernel: lossless)" +
-                                         std::string(with_stock ? ", stock (the engine's own)" : ""));
+                                         std::string(with_stock ? ", stock (the engine's own), or a method to compare with: "
+                                                                  "quest, streamingllm, snapkv, pyramidkv, ada-snapkv, h2o, "
+                                                                  "oracle-top-k, oracle-top-p"
+                                                                : ""));
   if (with_stock) {
-    method->check(CLI::IsMember({"tactic", "paper", "full", "stock"}));
+    std::vector<std::string> names = {"tactic", "paper", "full", "stock"};
+    for (int i = 0; i < kBaselines; ++i) names.emplace_back(name_of(static_cast<Baseline>(i)));
+    method->check(CLI::IsMember(names));
   } else {
     method->check(CLI::IsMember({"tactic", "paper", "full"}));
   }
@@ -77,6 +83,24 @@ void add_method_options(CLI::App* command, MethodOptions& options, bool with_sto
       ->capture_default_str();
 }
 
+// Of the methods that Tactic is compared with; the plug-in checks the values.
+void add_budget_options(CLI::App* command, MethodOptions& options) {
+  const std::pair<const char*, const char*> settings[] = {
+      {"budget",
+       "tokens a head of quest, snapkv and their like may attend: 512, 6.5% of the document, or a file of --save-budgets"},
+      {"budget-head", "what the budget counts: kv (tokens of a KV head, the default) or query"},
+      {"budget-by", "what a file gives: all (one mean for the model, the default), layer or head"},
+      {"sharing", "what the query heads of a KV head share: natural (the default), none, united or one"},
+      {"forced-sinks", "first tokens that each of these methods keeps, inside its budget"},
+      {"dense-layers", "first layers that run dense, whatever the method"}};
+  for (const auto& [name, help] : settings) {
+    std::string setting = name;
+    std::replace(setting.begin(), setting.end(), '-', '_');
+    command->add_option_function<std::string>(
+        std::string("--") + name, [&options, setting](const std::string& value) { options.settings[setting] = value; }, help);
+  }
+}
+
 void add_truncate(CLI::App* command, Truncate& truncate) {
   command
       ->add_option_function<std::string>(
@@ -91,6 +115,9 @@ CLI::App* add_run(CLI::App& program, RunOptions& options) {
   options.session.question = "What is this text about? Answer in a few sentences.";
   command->add_option("-q,--question", options.session.question, "what to ask about the document")->capture_default_str();
   add_method_options(command, options.session.method, true);
+  add_budget_options(command, options.session.method);
+  command->add_option("--save-budgets", options.save_budgets,
+                      "write the mean tokens by layer and head of the answer to this file, for --budget");
   command->add_option("-n,--tokens", options.session.tokens, "most tokens of the answer")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();

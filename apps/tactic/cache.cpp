@@ -80,6 +80,8 @@ std::string Cache::index_path(std::uint64_t key, std::uint64_t options) const {
   return fmt::format("{}/{:016x}-{:08x}.index", folder_, key, static_cast<std::uint32_t>(options ^ (options >> 32)));
 }
 
+std::string Cache::watch_path(std::uint64_t key) const { return fmt::format("{}/{:016x}.watch", folder_, key); }
+
 std::optional<CachedDocument> Cache::find(std::uint64_t key, const Tokens& tokens) const {
   const std::string path = state_path(key);
   if (!std::filesystem::exists(path)) return std::nullopt;

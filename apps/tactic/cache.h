@@ -1,6 +1,7 @@
 // Prefilled documents on disk, so that the next question starts at once.
 //
 // A document is two files named by a key: KEY.state (the engine's K and V, with checksum) and KEY-OPTIONS.index (the clusters).
+// h2o adds KEY.watch.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +36,7 @@ class Cache {
   void require_room(std::uint64_t bytes) const;
 
   std::string index_path(std::uint64_t key, std::uint64_t options) const;
+  std::string watch_path(std::uint64_t key) const;  // what h2o needs of a prompt besides K and V
   const std::string& folder() const { return folder_; }
 
  private:

@@ -19,6 +19,7 @@ struct RunOptions {
   float temperature = 0;
   std::uint32_t seed = 0;
   std::string json;
+  std::string save_budgets;
 };
 int run(const RunOptions& options);
 

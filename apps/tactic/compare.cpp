@@ -154,7 +154,7 @@ void print_table(std::span<const Pass> passes, double best_stock) {
   fmt::print("\n{:<14} {:>9} {:>9} {:>10} {:>10} {:>7} {:>9} {:>7}\n", "attention", "tokens/s", "speedup", "KL mean", "KL p99",
              "top-1", "attended", "bytes");
   for (const Pass& pass : passes) {
-    const bool ours = pass.name == "tactic" || pass.name == "paper" || pass.name == "full";
+    const bool ours = !pass.name.starts_with("stock");
     const bool is_reference = pass.name == "stock_fa_on";
     fmt::print("{:<14} {:>9.1f} {:>8.2f}x {:>10} {:>10} {:>7} {:>9} {:>7}\n",
                pass.name == "stock_fa_on" ? "stock -fa on" : (pass.name == "stock_fa_off" ? "stock -fa off" : pass.name),
@@ -194,7 +194,7 @@ void write_figures(std::span<const Pass> passes, const std::string& method, nloh
   json["kl_p99"] = quantile(chosen.kl, 0.99);
   json["top1_agreement"] = &chosen == &on ? 1.0 : chosen.agreement;
   json["attended_share_mean"] = chosen.stats.rows > 0 ? chosen.stats.attended_share : 1.0;
-  json["estimated_mass_mean"] = chosen.stats.rows > 0 ? chosen.stats.estimated_mass : 1.0;
+  if (!baseline_named(method)) json["estimated_mass_mean"] = chosen.stats.rows > 0 ? chosen.stats.estimated_mass : 1.0;
   json["bytes_read_share"] = chosen.bytes_share();
   json["index_bytes"] = chosen.stats.index_bytes;
 }
@@ -202,8 +202,9 @@ void write_figures(std::span<const Pass> passes, const std::string& method, nloh
 }  // namespace
 
 bool compare(Session& session, const CompareOptions& options, nlohmann::ordered_json& json) {
-  std::vector<Pass> passes(5);
-  const char* names[] = {"stock_fa_on", "stock_fa_off", "full", "tactic", "paper"};
+  std::vector<std::string> names = {"stock_fa_on", "stock_fa_off", "full", "tactic", "paper"};
+  if (options.method.baseline()) names.push_back(options.method.method);
+  std::vector<Pass> passes(names.size());
   for (std::size_t i = 0; i < passes.size(); ++i) passes[i].name = names[i];
   Comparison comparison(session, options);
   if (!comparison.generate(passes[0])) return false;

@@ -1,19 +1,25 @@
 // The attention that the user asks for.
 #pragma once
 
+#include <map>
+#include <optional>
 #include <string>
 
+#include "baselines/baselines.h"
 #include "core/options.h"
 
 namespace tactic::program {
 
-// What --method, --mass, --goal, --promise and --cluster-size ask for.
+// What --method, --mass, --goal, --promise, --cluster-size and the options of budgets ask for.
 struct MethodOptions {
-  std::string method = "tactic";  // tactic, paper, full, stock
+  std::string method = "tactic";  // tactic, paper, full, stock, or a baseline
   double mass = 0.9;
-  std::string goal = "error";  // error, mass: of tactic
-  bool promise = false;        // of tactic; its goal is then mass
-  int cluster_size = 0;        // 0: the method's own
+  std::string goal = "error";                        // error, mass: of tactic
+  bool promise = false;                              // of tactic; its goal is then mass
+  int cluster_size = 0;                              // 0: the method's own
+  std::map<std::string, std::string> settings = {};  // of the plug-in by name: budget, sharing, dense_layers, ...
+
+  std::optional<Baseline> baseline() const { return baseline_named(method); }
 
   const char* used_goal() const { return method == "tactic" && !promise && goal == "error" ? "error" : "mass"; }
 };

@@ -63,7 +63,9 @@ void Plugin::set(const char* name, const std::string& value) const {
 
 void Plugin::use(const MethodOptions& options) {
   set("method", options.method);  // tactic and paper also choose that pipeline's values for all that is not set
-  if (options.method != "tactic" && options.method != "paper") return;
+  if (options.method == "stock") return;
+  for (const auto& [name, value] : options.settings) set(name.c_str(), value);
+  if (options.method == "full") return;
   set("mass", fmt::format("{}", options.mass));
   set("goal", options.used_goal());
   set("promise", options.promise ? "1" : "0");
@@ -109,6 +111,26 @@ void Plugin::load_index(const std::string& path) const {
   if (control_->load_index(path.c_str()) == 0) return;
   throw Error(Status::corrupt, fmt::format("cache file {} is damaged ({}): delete it and the document is clustered again", path,
                                            control_->last_error()));
+}
+
+void Plugin::check_budget(const ModelShape& shape, std::int64_t prompt_tokens) const {
+  if (control_->check_budget(shape.layers, shape.q_heads, shape.kv_heads, prompt_tokens) == 0) return;
+  throw Error(Status::invalid_argument, control_->last_error());
+}
+
+void Plugin::save_budgets(const std::string& path) const {
+  if (control_->save_budgets(path.c_str()) != 0) throw Error(Status::io, control_->last_error());
+}
+
+void Plugin::save_watch(const std::string& path) const {
+  if (control_->save_watch(path.c_str()) != 0) {
+    throw Error(Status::io,
+                fmt::format("{}: free some space, name another folder with --cache, or pass --no-cache", control_->last_error()));
+  }
+}
+
+void Plugin::load_watch(const std::string& path) const {
+  if (control_->load_watch(path.c_str()) != 0) throw Error(Status::corrupt, control_->last_error());
 }
 
 void Plugin::watch_layers(std::function<void()> on_layer) {

@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 
+#include "engine.h"
 #include "llama/control.h"
 #include "method.h"
 
@@ -26,6 +27,12 @@ class Plugin {
   void reset_stats() const { control_->reset_stats(); }
   void save_index(const std::string& path) const;  // written beside and renamed; throws Error(io)
   void load_index(const std::string& path) const;  // throws Error(corrupt) naming file and remedy
+  // Of what the last use() asked for, before minutes of work. Throws Error(invalid_argument) for a budget that is too small for
+  // the method, or of another model.
+  void check_budget(const ModelShape& shape, std::int64_t prompt_tokens) const;
+  void save_budgets(const std::string& path) const;  // throws Error(io)
+  void save_watch(const std::string& path) const;    // written beside and renamed; throws Error(io)
+  void load_watch(const std::string& path) const;    // throws Error(corrupt) naming file and remedy
   // `on_layer` is called after each layer of a decode step; empty ends it.
   void watch_layers(std::function<void()> on_layer);
 

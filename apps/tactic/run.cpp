@@ -81,6 +81,7 @@ nlohmann::ordered_json describe(const Session& session, const RunOptions& option
   json["method"] = options.session.method.method;
   json["goal"] = options.session.method.used_goal();
   json["promise"] = options.session.method.promise;
+  for (const auto& [name, value] : options.session.method.settings) json[name] = value;
   json["threads"] = session.threads();
   json["isa"] = name_of(active_isa());
   json["engine"] = engine_version();
@@ -104,7 +105,8 @@ void add_answer(Session& session, const Answer& answer, nlohmann::ordered_json& 
   const tactic_llama_stats stats = session.plugin()->stats();
   if (stats.rows == 0) return;
   json["attended_share_mean"] = stats.attended_share;
-  json["estimated_mass_mean"] = stats.estimated_mass;
+  if (!baseline_named(json["method"].get<std::string>()))
+    json["estimated_mass_mean"] = stats.estimated_mass;  // methods with a budget do not estimate
   json["bytes_read_share"] = stats.dense_bytes > 0 ? stats.bytes / stats.dense_bytes : 1.0;
   json["index_bytes"] = stats.index_bytes;
 }
@@ -131,12 +133,15 @@ int run(const RunOptions& options) {
   if (!options.json.empty()) NewFile probe(options.json, "name another file with --json");  // before minutes of work
   SessionOptions wanted = options.session;
   wanted.plugin = options.compare || wanted.method.method != "stock";
+  if (!options.save_budgets.empty() && wanted.method.method == "stock")
+    throw Error(Status::invalid_argument, "--save-budgets needs a method of the plug-in: pass --method tactic or paper");
   Session session(wanted);
   nlohmann::ordered_json json = describe(session, options);
   const int prompt = session.context().length();
   const Answer said = answer(session, options);
   add_answer(session, said, json);
   print_summary(said, json);
+  if (!options.save_budgets.empty()) session.plugin()->save_budgets(options.save_budgets);
   bool whole = said.whole;
   if (whole && options.compare) {
     session.context().truncate(prompt);

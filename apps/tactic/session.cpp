@@ -32,6 +32,7 @@ Session::Session(const SessionOptions& options)
   // One more for the token that makes the plug-in cluster and one that a comparison warms up with.
   context_tokens_ = static_cast<int>(prompt_.size()) + options_.tokens + 2;
   context_.emplace(*model_, ContextOptions{.tokens = context_tokens_, .threads = threads_});
+  if (plugin_ && options_.method.baseline()) check_budget();
   read_document();
   prefill(prompt_.closing, "question");
   if (plugin_) plugin_->use(options_.method);
@@ -49,7 +50,8 @@ void Session::read_document() {
   std::uint64_t key = 0;
   if (cache_) {
     key = Cache::key_of(*model_, prompt_.kept);
-    if (auto found = cache_->find(key, prompt_.kept)) {
+    const bool watched = !sums_columns() || std::filesystem::exists(cache_->watch_path(key));
+    if (auto found = watched ? cache_->find(key, prompt_.kept) : std::nullopt) {
       if (!context_->load_state(found->state) || context_->length() != static_cast<int>(prompt_.kept.size())) {
         throw Error(
             Status::corrupt,
@@ -62,7 +64,8 @@ void Session::read_document() {
       return;
     }
   }
-  if (plugin_ && clusters()) plugin_->use(options_.method);  // it watches the queries of the last tokens: they shape the clusters
+  const bool watches = clusters() || options_.method.baseline().has_value();
+  if (plugin_ && watches) plugin_->use(options_.method);  // it watches the queries of the last tokens: they shape the clusters
   prefill(prompt_.kept, "document");
   report_.document_prefill_seconds = report_.prefill_seconds;
   if (cache_) {
@@ -84,8 +87,18 @@ void Session::prefill(const Tokens& tokens, const char* what) {
 
 bool Session::clusters() const { return options_.method.method == "tactic" || options_.method.method == "paper"; }
 
+bool Session::sums_columns() const { return options_.method.baseline() == Baseline::h2o; }
+
+// A budget that does not fit ends here, not behind minutes of reading.
+void Session::check_budget() {
+  plugin_->use(options_.method);
+  plugin_->check_budget(model_->shape(), static_cast<std::int64_t>(prompt_.kept.size()));
+  plugin_->use({.method = "stock"});
+}
+
 // The clusters are those of the kept part alone, so that they serve every question.
 void Session::cluster(std::uint64_t key) {
+  if (plugin_ && options_.method.baseline()) end_prompt(key);
   if (!plugin_ || !clusters()) return;
   plugin_->use(options_.method);
   const std::string path = cache_ ? cache_->index_path(key, plugin_->cluster_options()) : "";
@@ -97,6 +110,21 @@ void Session::cluster(std::uint64_t key) {
     if (cache_) plugin_->save_index(path);
   }
   plugin_->use({.method = "stock"});  // the question is read with the engine's own attention
+}
+
+// The prompt of a baseline is the kept part too: one step makes it choose there.
+void Session::end_prompt(std::uint64_t key) {
+  plugin_->use(options_.method);
+  if (report_.cached_tokens > 0) {
+    show_last_queries();
+    if (sums_columns()) plugin_->load_watch(cache_->watch_path(key));
+  } else if (cache_ && sums_columns()) {
+    plugin_->save_watch(cache_->watch_path(key));
+  }
+  const int length = context_->length();
+  if (!context_->decode(std::span(prompt_.closing).first(1))) throw Interrupted{};
+  context_->truncate(length);
+  plugin_->use({.method = "stock"});
 }
 
 // The cache has K and V but no queries: the last tokens once more, for the plug-in to see theirs.

@@ -42,7 +42,10 @@ class Session {
   void load_model();
   void read_document();
   void prefill(const Tokens& tokens, const char* what);
+  bool sums_columns() const;  // the method needs what all tokens of the prompt looked at
+  void check_budget();
   void cluster(std::uint64_t key);
+  void end_prompt(std::uint64_t key);
   void show_last_queries();
   void cluster_now();
 

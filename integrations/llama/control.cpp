@@ -72,6 +72,14 @@ int keep_watch(const char* path) {
 int take_watch(const char* path) {
   return guarded([&] { load_watch(path); });
 }
+int check_budget(int layers, int q_heads, int kv_heads, std::int64_t prompt_tokens) {
+  return guarded([&] {
+    const auto settings = Shared::instance().settings();
+    if (settings->mode() != Mode::baseline) return;
+    const Shape shape{q_heads, kv_heads, 64, 64};  // budgets do not depend on the head size
+    check_budgets(settings->baseline_options(), settings->baseline().budget(), shape, layers, prompt_tokens);
+  });
+}
 const char* step_error() {
   t_value = Shared::instance().take_failure();
   return t_value.c_str();
@@ -91,6 +99,7 @@ const tactic_llama_control kControl = {sizeof(tactic_llama_control),
                                        restart_prompt,
                                        keep_watch,
                                        take_watch,
+                                       check_budget,
                                        step_error};
 
 }  // namespace

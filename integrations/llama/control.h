@@ -101,7 +101,9 @@ typedef struct tactic_llama_control {
   void (*restart_prompt)(void); /* the prompt of the next decode step ends just before it */
   int (*save_watch)(const char* path); /* what the baselines need of the prompt besides K and V; load it after the engine's */
   int (*load_watch)(const char* path); /* own state was restored and before the next llama_decode() */
-  const char* (*step_error)(void);     /* why the last llama_decode() failed inside this plug-in, once; "" if it did not */
+  /* 0 when the budget that was set suffices for the method that was set, in a model of this shape and a prompt of this length. */
+  int (*check_budget)(int layers, int q_heads, int kv_heads, int64_t prompt_tokens);
+  const char* (*step_error)(void); /* why the last llama_decode() failed inside this plug-in, once; "" if it did not */
 } tactic_llama_control;
 
 typedef const tactic_llama_control* (*tactic_llama_control_fn)(void);

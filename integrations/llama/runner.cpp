@@ -37,8 +37,9 @@ void Runner::run(Job& job) {
 
 void Runner::observe(Job& job) {
   const AttentionNode& at = job.at;
-  for (int row = std::max(0, at.rows - QueryMoment::kWindow); row < at.rows; ++row) {
-    if (settings_->mode() == Mode::stock) break;  // the prompt is read for the baselines alone
+  const bool for_baselines_alone = settings_->mode() == Mode::stock;
+  const int first = for_baselines_alone ? at.rows : std::max(0, at.rows - QueryMoment::kWindow);
+  for (int row = first; row < at.rows; ++row) {
     job.layer->queries().push(at.shape, at.query(row, 0), at.query(row, 1) - at.query(row, 0));
   }
   watch(job);

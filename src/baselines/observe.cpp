@@ -1,29 +1,40 @@
 // Softmax weights that prompt tokens receive: from the last queries (SnapKV and its kin) or from all (H2O).
 #include <algorithm>
-#include <cmath>
 
+#include "baselines/columns.h"
 #include "baselines/rules.h"
 
 namespace tactic {
 namespace {
 
-// One query row's weights over the first `count` tokens for the heads of a KV head, added to column. logits: scratch.
-void add_row(const Query& query, const KvView& kv, int kv_head, std::int64_t count, std::vector<float>& logits, double* column) {
-  const int group = query.shape.group();
-  logits.resize(static_cast<std::size_t>(group) * static_cast<std::size_t>(count));
-  score_list(query, kv, kv_head, {nullptr, 0, count}, logits.data(), count);
-  for (int g = 0; g < group; ++g) {
-    const std::span<float> row = std::span(logits).subspan(static_cast<std::size_t>(g * count), static_cast<std::size_t>(count));
-    const float top = *std::max_element(row.begin(), row.end());
-    double sum = 0;
-    for (float& x : row) {
-      x = std::exp(x - top);
-      sum += static_cast<double>(x);
-    }
-    const double scale = 1 / sum;
-    for (std::size_t t = 0; t < row.size(); ++t) column[t] += scale * static_cast<double>(row[t]);
+// One query head's keys, as a layer whose "group" is a block of that head's queries: a key is read once for all of them.
+struct Block {
+  KvView kv;
+  Shape shape;
+  std::vector<float> q;       // [rows, head_dim]
+  std::vector<float> logits;  // [rows, tokens]
+
+  Block(const KvView& all, const Shape& layer, int kv_head) : kv(all), shape{1, 1, layer.head_dim, layer.v_head_dim} {
+    kv.k.data += kv_head * kv.k.head_stride;
+    kv.v.data += kv_head * kv.v.head_stride;
+    kv.kv_heads = 1;
   }
-}
+  // Rows [row, row + count) of head `head`, the first of which sees `visible` tokens, added to column.
+  void add(const QueryRows& queries, int head, int row, int count, std::int64_t visible, const AttentionParams& params,
+           double* column) {
+    const auto dim = static_cast<std::size_t>(shape.head_dim);
+    const std::int64_t tokens = visible + count - 1;
+    shape.q_heads = count;
+    q.resize(static_cast<std::size_t>(count) * dim);
+    logits.resize(static_cast<std::size_t>(count) * static_cast<std::size_t>(tokens));
+    for (int r = 0; r < count; ++r) {
+      const float* from = queries.q + (row + r) * queries.row_stride + head * queries.head_stride;
+      std::copy_n(from, dim, q.data() + static_cast<std::size_t>(r) * dim);
+    }
+    score_list({q.data(), shape, params}, kv, 0, {nullptr, 0, tokens}, logits.data(), tokens);
+    add_weight_block(logits.data(), tokens, count, visible, column);
+  }
+};
 
 }  // namespace
 
@@ -31,20 +42,18 @@ void add_columns(Team& team, const QueryRows& queries, const Shape& shape, const
                  std::int64_t first, double* columns, std::int64_t stride) {
   const auto width = static_cast<std::size_t>(first + queries.rows);
   const auto heads = static_cast<std::size_t>(shape.kv_heads);
-  const auto dim = static_cast<std::size_t>(shape.head_dim);
-  // Each worker sums for itself: rows of one KV head are shared among them.
+  const int blocks = (queries.rows + kColumnBlock - 1) / kColumnBlock;
+  // Each worker sums for itself: blocks of one KV head are shared among them.
   std::vector<std::vector<double>> own(static_cast<std::size_t>(team.size()));
   team.run([&](Worker& worker) {
     auto& sums = own[static_cast<std::size_t>(worker.rank())];
     sums.assign(heads * width, 0);
-    std::vector<float> logits, q(static_cast<std::size_t>(shape.q_heads) * dim);
-    for (int row = worker.rank(); row < queries.rows; row += worker.size()) {
-      for (int h = 0; h < shape.q_heads; ++h) {
-        const float* from = queries.q + row * queries.row_stride + h * queries.head_stride;
-        std::copy_n(from, dim, q.data() + static_cast<std::size_t>(h) * dim);
-      }
-      for (std::size_t h = 0; h < heads; ++h) {
-        add_row({q.data(), shape, params}, kv, static_cast<int>(h), first + row + 1, logits, sums.data() + h * width);
+    for (int head = 0; head < shape.q_heads; ++head) {
+      const int kv_head = head / shape.group();
+      Block block(kv, shape, kv_head);
+      for (int b = worker.rank(); b < blocks; b += worker.size()) {
+        const int row = b * kColumnBlock, count = std::min(kColumnBlock, queries.rows - row);
+        block.add(queries, head, row, count, first + row + 1, params, sums.data() + static_cast<std::size_t>(kv_head) * width);
       }
     }
   });

@@ -67,7 +67,8 @@ void LayerBaseline::select_pages(Team& team, const Query& query, const KvView& k
       if (current < pages) scores[static_cast<std::size_t>(current)] = std::numeric_limits<float>::infinity();
       auto& tokens = chosen_[static_cast<std::size_t>(c)];
       tokens.clear();
-      const std::int64_t wanted = std::max<std::int64_t>(3, budgets_[static_cast<std::size_t>(c)] / page);
+      const std::int64_t budget = budgets_[static_cast<std::size_t>(c)];
+      const std::int64_t wanted = budget >= prompt_ ? pages : std::max<std::int64_t>(3, budget / page);
       for (const std::int32_t p : largest(scores, wanted)) {
         for (std::int64_t t = p * page; t < std::min(prompt_, (p + 1) * page); ++t)
           tokens.push_back(static_cast<std::int32_t>(t));

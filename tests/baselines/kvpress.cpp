@@ -63,16 +63,22 @@ TEST_F(Kvpress, StreamingLlm) {
 
 // What its ObservedAttention gives each token, of which H2O ranks the sums.
 TEST_F(Kvpress, ColumnSums) {
-  const auto columns = layer_.watch().columns(kvpress::kTokens);
-  ASSERT_EQ(columns.size(), static_cast<std::size_t>(kvpress::kKvHeads * kvpress::kTokens));
-  for (int h = 0; h < kvpress::kKvHeads; ++h) {
-    for (int t = 0; t < kvpress::kTokens; ++t) {
-      const double mean = columns[static_cast<std::size_t>(h * kvpress::kTokens + t)] / kvpress::kGroup;
-      const double expected = 1e-6 * kvpress::kMillionthsOfColumns[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)];
-      // f32 sums of up to 160 weights there; the fixture is rounded to 1e-6.
-      EXPECT_NEAR(mean, expected, 1e-6 + 160 * 6e-8 * expected) << h << ' ' << t;
+  const Isa before = active_isa();
+  for (const Isa isa : supported_isas()) {
+    force_isa(isa);
+    layer_.see(0, kvpress::kTokens);
+    const auto columns = layer_.watch().columns(kvpress::kTokens);
+    ASSERT_EQ(columns.size(), static_cast<std::size_t>(kvpress::kKvHeads * kvpress::kTokens));
+    for (int h = 0; h < kvpress::kKvHeads; ++h) {
+      for (int t = 0; t < kvpress::kTokens; ++t) {
+        const double mean = columns[static_cast<std::size_t>(h * kvpress::kTokens + t)] / kvpress::kGroup;
+        const double expected = 1e-6 * kvpress::kMillionthsOfColumns[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)];
+        // f32 sums of up to 160 weights there, of 16 here; the fixture is rounded to 1e-6.
+        EXPECT_NEAR(mean, expected, 1e-6 + 160 * 6e-8 * expected) << name_of(isa) << ' ' << h << ' ' << t;
+      }
     }
   }
+  force_isa(before);
 }
 
 // Its layer budgets include no window: ours is what they call the number of kept tokens plus the window.

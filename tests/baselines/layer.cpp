@@ -53,7 +53,7 @@ TEST_F(LayerTest, APromptThatFitsIsKeptWhole) {
     const auto method = static_cast<Baseline>(i);
     if (method == Baseline::oracle_top_p) continue;
     layer_.see(0, kPrompt);
-    const Selection selection = layer_.choose({.method = method}, tokens(112), kPrompt + 2, {0, 2});
+    const Selection selection = layer_.choose({.method = method}, tokens(kPrompt), kPrompt + 2, {0, 2});
     EXPECT_EQ(selection.tokens[0], range(0, kPrompt + 3)) << name_of(method);
   }
 }
