@@ -278,6 +278,8 @@ Request parse(int count, const char* const* arguments) {
   const CLI::App* const capture_command = add_capture(program, capture);
   const CLI::App* const inspect_command = add_inspect(program, inspect);
   const CLI::App* const bench_command = add_bench_attention(program, bench);
+  // For the list of commands: its options are eval_arguments.cpp's (see dispatch.cpp).
+  program.add_subcommand("eval", "the paper's experiments on your model and text");
   try {
     program.parse(count, arguments);
   } catch (const CLI::ParseError& error) {

@@ -4,9 +4,11 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <string_view>
 
 #include "arguments.h"
 #include "core/error.h"
+#include "eval_arguments.h"
 #include "interrupt.h"
 
 namespace tactic::program {
@@ -24,6 +26,7 @@ struct Dispatch {
 
 int parse_and_run(int count, const char* const* arguments) {
   try {
+    if (count > 1 && std::string_view(arguments[1]) == "eval") return parse_and_run_eval(count, arguments);
     const Request request = parse(count, arguments);
     if (!request.text.empty()) {
       fmt::print(request.exit_code == 0 ? stdout : stderr, "{}\n", request.text);

@@ -23,6 +23,9 @@ class Plugin {
   // Hash of the options that clusters depend on.
   std::uint64_t cluster_options() const;
 
+  // All of it, for what the functions here do not cover.
+  const tactic_llama_control& control() const { return *control_; }
+
   tactic_llama_stats stats() const;
   void reset_stats() const { control_->reset_stats(); }
   void save_index(const std::string& path) const;  // written beside and renamed; throws Error(io)

@@ -1,0 +1,78 @@
+// Experiments about attention itself, on exact weights of captured windows: Table 1, Figures 2, 4, 6 and 7.
+#include "eval_attention.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+#include "core/error.h"
+#include "eval.h"
+#include "eval_windows.h"
+#include "files.h"
+
+namespace tactic::program {
+
+using eval::Arm;
+using eval::Json;
+
+namespace {
+
+using Measure = Json (*)(EvalRun&, const WindowAttention&, std::span<const Arm* const>);
+
+const std::map<std::string, Measure>& measures() {
+  static const std::map<std::string, Measure> kMeasures = {
+      {"budgets", measure_budgets},   {"values", measure_values}, {"sparsity", measure_sparsity},
+      {"grouping", measure_grouping}, {"fit", measure_fit},
+  };
+  return kMeasures;
+}
+
+Json config_of(const EvalRun& run, const Arm& arm, const Window& window) {
+  Json config = run.config_of(arm, 0);
+  const auto bytes = std::as_bytes(std::span(window.prompt.data(), window.prompt.size()));
+  const auto more = std::as_bytes(std::span(window.steps.data(), window.steps.size()));
+  config["text"] = window.text;
+  config["window"] = window.number;
+  config["context"] = window.prompt.size();
+  config["steps"] = window.steps.size();
+  config["tokens"] = fmt::format("{:016x}", hash_bytes(more, hash_bytes(bytes)));
+  return config;
+}
+
+// All arms of a window share its capture and its exact weights: they are measured together.
+void measure_window(EvalRun& run, const Window& window, Measure measure) {
+  std::vector<const Arm*> missing;
+  for (const Arm& arm : run.arms()) {
+    if (run.journal().find(eval::Journal::key_of(config_of(run, arm, window))) == nullptr) missing.push_back(&arm);
+  }
+  const std::size_t kept = run.arms().size() - missing.size();
+  for (std::size_t i = 0; i < kept; ++i) run.done(false, "");
+  if (missing.empty()) return;
+  const WindowAttention attention = capture_window(run.engine(), window);
+  const Json results = measure(run, attention, missing);
+  for (std::size_t i = 0; i < missing.size(); ++i) {
+    run.keep(config_of(run, *missing[i], window), results[i]);
+    run.done(true, fmt::format("{} {}: {}", window.text, window.number, missing[i]->label));
+  }
+}
+
+}  // namespace
+
+void run_attention(EvalRun& run) {
+  const auto found = measures().find(run.spec().measure);
+  if (found == measures().end()) {
+    throw Error(Status::corrupt,
+                fmt::format("experiment {}: field measure is '{}', must be budgets, values, sparsity, grouping or fit",
+                            run.spec().name, run.spec().measure));
+  }
+  const int context = run.number("context", run.options().context);
+  const int steps = run.number("steps", run.options().steps);
+  run.open(context + steps + 1);
+  const auto windows =
+      make_windows(run.engine().model(), run.options().texts, context, steps, run.number("windows", run.options().windows));
+  run.expect(windows.size() * run.arms().size());
+  for (const Window& window : windows) measure_window(run, window, found->second);
+}
+
+}  // namespace tactic::program

@@ -1,0 +1,186 @@
+// The engine under an experiment.
+#include "eval_engine.h"
+
+#include <dlfcn.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "cluster/cluster.h"
+#include "core/error.h"
+#include "files.h"
+#include "interrupt.h"
+#include "progress.h"
+#include "session.h"
+
+namespace tactic::program {
+namespace {
+
+// Prompt tokens that every arm reads again: the queries that shape the clusters and the windows of eviction methods.
+constexpr std::size_t kShown = QueryMoment::kWindow;
+
+// The presets that a method's other settings start from.
+const char* preset_of(const std::string& method) { return method == "paper" ? "paper" : "tactic"; }
+
+std::string build_of(const tactic_llama_control& control) {
+  Dl_info info = {};
+  if (dladdr(reinterpret_cast<const void*>(control.set), &info) == 0 || info.dli_fname == nullptr) return "unknown";
+  return fmt::format("{:08x}", hash_bytes(MappedFile(info.dli_fname).bytes()) >> 32);
+}
+
+}  // namespace
+
+EvalEngine::EvalEngine(const EngineOptions& options)
+    : options_(options), threads_(options.threads > 0 ? options.threads : default_threads()) {
+  if (options_.keep_prompts) cache_.emplace(options_.cache.empty() ? Cache::default_folder() : options_.cache);
+  start_engine(options_.verbose);
+  plugin_.emplace(threads_);
+  plugin_->use({.method = "stock"});
+  Progress loading("load model", 0, "");
+  model_.emplace(options_.model, [](float) {});
+  loading.finish(fmt::format("  ({})", model_->description()));
+  const int trained = model_->shape().trained_context;
+  if (options_.context > trained) {
+    throw Error(
+        Status::invalid_argument,
+        fmt::format("prompt and steps are {} tokens, {} more than the context of {} that {} has: pass a smaller --context",
+                    options_.context, options_.context - trained, trained, options_.model));
+  }
+  identity_ = Cache::key_of(*model_, {});
+  build_ = build_of(control());
+  context_.emplace(*model_, ContextOptions{.tokens = options_.context, .threads = threads_});
+}
+
+void EvalEngine::set(const std::string& name, const std::string& value) const {
+  if (control().set(name.c_str(), value.c_str()) != 0)
+    throw Error(Status::invalid_argument, fmt::format("{} = {}: {}", name, value, control().last_error()));
+}
+
+std::string EvalEngine::method_problem(const eval::Arm& arm) const {
+  std::string problem;
+  try {
+    set("preset", preset_of(arm.method));
+    set("method", arm.method);
+    for (const auto& [name, value] : arm.settings) set(name, value);
+  } catch (const Error& error) {
+    problem = error.what();
+  }
+  set("preset", "tactic");
+  set("method", "stock");
+  return problem;
+}
+
+void EvalEngine::decode(std::span<const Token> tokens, const char* what) {
+  Progress progress(what, static_cast<double>(tokens.size()), "tokens", tokens.size() < 1024);
+  if (!context_->decode(tokens, [&](std::size_t done) { progress.update(static_cast<double>(done)); })) {
+    held_.clear();
+    context_->truncate(0);
+    throw Interrupted{};
+  }
+  progress.finish();
+}
+
+double EvalEngine::read(const Tokens& prompt) {
+  set("method", "stock");
+  if (prompt == held_) return 0;
+  const std::uint64_t key = cache_ ? Cache::key_of(*model_, prompt) : 0;
+  if (cache_) {
+    if (auto found = cache_->find(key, prompt)) {
+      held_.clear();
+      if (!context_->load_state(found->state) || context_->length() != static_cast<int>(prompt.size())) {
+        throw Error(Status::corrupt,
+                    fmt::format("cache folder {} holds a state that the engine refuses: empty it", cache_->folder()));
+      }
+      held_ = prompt;
+      return found->prefill_seconds;
+    }
+  }
+  // Samples of a task often begin alike.
+  std::size_t common = 0;
+  while (common < std::min(held_.size(), prompt.size() - 1) && held_[common] == prompt[common]) ++common;
+  if (common < kShown || prompt.size() - common <= kShown) common = 0;
+  context_->truncate(static_cast<int>(common));
+  held_.clear();
+  const auto start = Clock::now();
+  decode(std::span(prompt).subspan(common), "read");
+  const double seconds = seconds_since(start);
+  held_ = prompt;
+  if (cache_ && common == 0) cache_->keep(key, prompt, {.state = context_->save_state(), .prefill_seconds = seconds});
+  return common == 0 ? seconds : 0;
+}
+
+void EvalEngine::start(const eval::Arm& arm, double budget, std::span<const Token> question) {
+  set("preset", preset_of(arm.method));
+  set("method", arm.method);
+  if (arm.mass > 0) set("mass", fmt::format("{}", arm.mass));
+  if (budget > 0) set("budget", std::to_string(std::llround(budget)));
+  for (const auto& [name, value] : arm.settings) set(name, value);
+  control().set_trace(nullptr, nullptr, 0);
+  control().drop_index();
+  const std::size_t shown = std::min(kShown, held_.size() - 1);
+  context_->truncate(static_cast<int>(held_.size() - shown));
+  Tokens tail(held_.end() - static_cast<std::ptrdiff_t>(shown), held_.end());
+  tail.insert(tail.end(), question.begin(), question.end());
+  decode(tail, "show");
+  mass_ = arm.mass;
+  steps_ = 0;
+  sums_ = {};
+  control().reset_stats();
+  control().set_trace(on_row, this, true_mass_ ? unsigned{TACTIC_TRACE_TRUE_MASS} : 0u);
+}
+
+std::span<const float> EvalEngine::step(Token token) {
+  if (interrupted()) throw Interrupted{};
+  ++steps_;
+  if (!context_->decode(std::span(&token, 1))) {
+    held_.clear();
+    throw Interrupted{};
+  }
+  return context_->logits();
+}
+
+void EvalEngine::watch(std::function<void(const tactic_llama_trace&)> on_row, bool true_mass) {
+  watcher_ = std::move(on_row);
+  true_mass_ = true_mass;
+}
+
+void EvalEngine::on_row(const tactic_llama_trace* row, void* self) { static_cast<EvalEngine*>(self)->count(*row); }
+
+void EvalEngine::count(const tactic_llama_trace& row) {
+  double kv = 0;
+  for (int h = 0; h < row.kv_heads; ++h) kv += static_cast<double>(row.attended[h]);
+  double q = 0;
+  for (int h = 0; h < row.q_heads; ++h) q += static_cast<double>(row.budget[h]);
+  sums_.rows += 1;
+  sums_.kv_tokens += kv / row.kv_heads - steps_;
+  sums_.q_tokens += q / row.q_heads - steps_;
+  if (row.true_mass != nullptr) {
+    for (int h = 0; h < row.q_heads; ++h) {
+      const auto mass = static_cast<double>(row.true_mass[h]);
+      sums_.true_mass += mass / row.q_heads;
+      sums_.success += mass >= mass_ - 1e-6 ? 1.0 / row.q_heads : 0.0;  // masses come as floats
+    }
+  }
+  if (watcher_) watcher_(row);
+}
+
+Attended EvalEngine::attended() const {
+  tactic_llama_stats stats = {};
+  stats.size = sizeof stats;
+  control().read_stats(&stats);
+  const double rows = std::max(sums_.rows, 1.0);
+  const double steps = std::max(steps_, 1);
+  return {.kv_tokens = sums_.kv_tokens / rows,
+          .q_tokens = sums_.q_tokens / rows,
+          .share = stats.rows > 0 ? stats.attended_share : 1,
+          .bytes_share = stats.dense_bytes > 0 ? stats.bytes / stats.dense_bytes : 1,
+          .dense_bytes_per_step = stats.dense_bytes / steps,
+          .estimated_mass = stats.estimated_mass,
+          .true_mass = sums_.true_mass / rows,
+          .success = sums_.success / rows,
+          .cluster_seconds = stats.cluster_seconds,
+          .attention_us = stats.total_us / steps};
+}
+
+}  // namespace tactic::program

@@ -1,0 +1,68 @@
+#include "eval/report/report.h"
+
+#include "support.h"
+
+namespace tactic::eval {
+namespace {
+
+void write_closeness(const Folder& folder) {
+  Journal journal(folder.path("fig9.jsonl"), "fig9", "1");
+  journal.append_run({{"model", "m.gguf"}, {"processor", "P<1>"}, {"started", "now"}, {"settings", {{"steps", 4}}}});
+  for (int window = 0; window < 3; ++window) {
+    for (const char* arm : {"full", "paper P=0.9", "tactic P=0.9"}) {
+      const Json config = {
+          {"model", "m.gguf"}, {"arm", arm},       {"method", std::string(arm).substr(0, std::string(arm).find(' '))},
+          {"text", "a.txt"},   {"window", window}, {"context", 4096},
+          {"steps", 4}};
+      const double kl = arm[0] == 'p' ? 0.02 + 0.001 * window : 0.01;
+      journal.append(Journal::key_of(config), config,
+                     {{"kl_mean", kl}, {"kl_top50_mean", kl / 2}, {"top1", 0.5}, {"kv_tokens", 100}, {"bytes_share", 0.125}});
+    }
+  }
+}
+
+TEST(Report, HoldsTablesPlotsIntervalsAndMachine) {
+  const Folder folder;
+  write_closeness(folder);
+  const std::string page = make_report(folder.path(""));
+  EXPECT_MENTIONS(page, "paper P=0.9");
+  EXPECT_MENTIONS(page, "0.021 [0.02, 0.022]");  // windows .020 .021 .022
+  EXPECT_MENTIONS(page, "12.5%");
+  EXPECT_MENTIONS(page, "<svg");
+  EXPECT_MENTIONS(page, "P&lt;1&gt;");
+  EXPECT_EQ(page.find("http"), std::string::npos);  // needs no other file
+}
+
+TEST(Report, AnEmptyFolderAndAMissingOneAreErrors) {
+  const Folder folder;
+  EXPECT_MENTIONS(message_of([&] { make_report(folder.path("")); }), "has no results");
+  EXPECT_MENTIONS(message_of([&] { make_report(folder.path("none")); }), "cannot be read");
+}
+
+TEST(Ticks, AreRoundNumbersInsideTheRange) {
+  EXPECT_EQ(ticks(0, 10, 5, false), (std::vector<double>{0, 2, 4, 6, 8, 10}));
+  EXPECT_EQ(ticks(0.011, 0.3, 5, true), (std::vector<double>{0.02, 0.05, 0.1, 0.2}));
+}
+
+TEST(Shown, KeepsSignificantDigitsAndDropsTrailingZeros) {
+  EXPECT_EQ(shown(0.012345), "0.0123");
+  EXPECT_EQ(shown(1975.4, 4), "1975");
+  EXPECT_EQ(shown(12), "12");
+  EXPECT_EQ(shown(0.5), "0.5");
+  EXPECT_EQ(shown(0), "0");
+}
+
+TEST(Svg, EscapesTextAndLeavesOutWhatAnAxisCannotShow) {
+  Plot plot{.title = "a < b", .x_label = "x", .y_label = "y", .log_x = false, .log_y = true, .series = {}};
+  plot.series.push_back({.name = "s & t", .x = {1, 2, 3}, .y = {0.1, 0, 0.2}, .low = {}, .high = {}, .labels = {}});
+  const std::string svg = svg_of(plot);
+  EXPECT_MENTIONS(svg, "a &lt; b");
+  EXPECT_MENTIONS(svg, "s &amp; t");
+  std::size_t dots = 0;
+  for (std::size_t at = svg.find("<circle"); at != std::string::npos; at = svg.find("<circle", at + 1)) ++dots;
+  EXPECT_EQ(dots, 2u);
+  EXPECT_MENTIONS(svg_of({.title = "t", .x_label = "", .y_label = "", .series = {}}), "no measured point");
+}
+
+}  // namespace
+}  // namespace tactic::eval
