@@ -16,9 +16,12 @@ constexpr unsigned kCodeBits =
 template <int kDim>
 struct Steps {
   static constexpr int kRows = kDim <= 128 ? 2 : 1;
-  [[maybe_unused]] static constexpr int kColumns = kRows == 2 ? kTileClusters : kTileClusters / 2;
   static constexpr int kTokens = kGroups * 64 * kRows;
 };
+
+// Columns of a step. No member of Steps: other architectures than sm_90a use none, and nvcc warns of members without use.
+template <int kDim>
+inline constexpr int kStepColumns = Steps<kDim>::kRows == 2 ? kTileClusters : kTileClusters / 2;
 
 // Bytes of a stage: a tile and its biases; a multiple of 1024, over which the swizzle repeats.
 template <int kDim>
@@ -102,13 +105,13 @@ struct Best {
   int tile[2] = {0, 0};
 };
 
-// Starts kColumns columns of a tile, from `first` on: sums = bias + a b.
+// Starts kStepColumns columns of a tile, from `first` on: sums = bias + a b.
 template <int kDim>
 __device__ __forceinline__ void begin_step(const unsigned (&a)[kDim / 16][4], unsigned tile, const float* bias, int first,
-                                           float (&sums)[Steps<kDim>::kColumns / 2]) {
+                                           float (&sums)[kStepColumns<kDim> / 2]) {
   const int t = threadIdx.x % 4;
 #pragma unroll
-  for (int j = 0; j < Steps<kDim>::kColumns / 8; ++j) {
+  for (int j = 0; j < kStepColumns<kDim> / 8; ++j) {
     const float2 pair = *reinterpret_cast<const float2*>(bias + first + 8 * j + 2 * t);
     sums[4 * j] = sums[4 * j + 2] = pair.x;
     sums[4 * j + 1] = sums[4 * j + 3] = pair.y;
@@ -129,12 +132,12 @@ __device__ __forceinline__ void wait_steps() {
 }
 
 template <int kDim>
-__device__ __forceinline__ void end_step(float (&sums)[Steps<kDim>::kColumns / 2], int first, int tile, unsigned score_bits,
+__device__ __forceinline__ void end_step(float (&sums)[kStepColumns<kDim> / 2], int first, int tile, unsigned score_bits,
                                          Best& best) {
   pin(sums);
   float most[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
 #pragma unroll
-  for (int j = 0; j < Steps<kDim>::kColumns / 8; ++j) {
+  for (int j = 0; j < kStepColumns<kDim> / 8; ++j) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const unsigned code = first / 4 + 2 * j + e % 2;
@@ -303,9 +306,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int r = 0; r < kRows; ++r) load_tokens<kDim>(reinterpret_cast<const __half*>(tokens) + (row + 64 * r) * kDim, a[r]);
       __syncwarp();
       if (lane == 0) arrive(empty(S::kCount));
-      constexpr int kSecond = kRows == 2 ? 0 : Steps<kDim>::kColumns;  // first column of the second step
+      constexpr int kSecond = kRows == 2 ? 0 : kStepColumns<kDim>;  // first column of the second step
       Best best[kRows];
-      float sums[2][Steps<kDim>::kColumns / 2];
+      float sums[2][kStepColumns<kDim> / 2];
       const auto begin = [&](int step) {
         const std::byte* at = stages + stage * S::kBytes;
         begin_step<kDim>(a[step % kRows], shared_address(at), reinterpret_cast<const float*>(at + S::kTile), step * kSecond,
