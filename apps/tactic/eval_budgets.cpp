@@ -139,7 +139,7 @@ HeadEstimate ClusteredStep::estimate(int kv_head, const std::vector<std::vector<
   score_centroids(query_, kv_head, t, 0, t.count, head.logits.data());
   half_variances(query_, kv_head, t, head.half.data());
   for (int g = 0; g < group; ++g) {
-    // The first token's logit fixes the scale: reference = logit(0) - log(weight(0)).
+    // The heaviest token's logit fixes the scale: its weight is 1.
     const std::vector<double>& w = weights[static_cast<std::size_t>(kv_head * group + g)];
     const auto heaviest = static_cast<std::size_t>(std::max_element(w.begin(), w.end()) - w.begin());
     const auto id = static_cast<std::int32_t>(heaviest);
@@ -154,7 +154,8 @@ HeadEstimate ClusteredStep::estimate(int kv_head, const std::vector<std::vector<
   return head;
 }
 
-// Choose, correct by exact masses, choose again: `tactic` for one query head by itself (estimation.md 2).
+// Choose, correct by exact masses, choose again: `tactic` for one query head by itself, with goal mass whatever the arm's goal is,
+// since the question is how many tokens hold P.
 std::int64_t ClusteredStep::budget_alone(HeadEstimate& head, int kv_head, int g, double mass,
                                          std::span<const double> weights) const {
   const HeadTable& t = table(kv_head);
