@@ -154,8 +154,8 @@ HeadEstimate ClusteredStep::estimate(int kv_head, const std::vector<std::vector<
   return head;
 }
 
-// Choose, correct by exact masses, choose again: `tactic` for one query head by itself, with goal mass whatever the arm's goal is,
-// since the question is how many tokens hold P.
+// Choose, correct by exact masses, choose again: `tactic` for one query head by itself, with goal mass whatever the arm's goal
+// is, since the question is how many tokens hold P.
 std::int64_t ClusteredStep::budget_alone(HeadEstimate& head, int kv_head, int g, double mass,
                                          std::span<const double> weights) const {
   const HeadTable& t = table(kv_head);

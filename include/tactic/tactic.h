@@ -92,8 +92,8 @@ typedef enum tactic_metric {
 /* What TACTIC_METHOD_TACTIC spends rows for (docs/how-it-works.md). */
 typedef enum tactic_goal {
   TACTIC_GOAL_MASS = 0, /* every query head attends to tokens that hold P of its mass */
-  TACTIC_GOAL_ERROR = 1 /* the output errs as little as if P of the mass were attended; clusters whose mean V stands for them
-                           well are not read */
+  TACTIC_GOAL_ERROR = 1 /* the output errs about as little as if P of the mass were attended; clusters whose mean V stands for
+                           them well are not read */
 } tactic_goal;
 
 typedef struct tactic_options {

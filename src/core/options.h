@@ -16,9 +16,9 @@ enum class Metric : std::int32_t {
 
 // What `tactic` spends rows for.
 enum class Goal : std::int32_t {
-  mass = 0,   // every query head attends to tokens that hold P of its mass
-  error = 1,  // the output errs about as little as if P of the mass were attended: clusters whose mean V stands for them well are
-              // not read
+  mass = 0,  // every query head attends to tokens that hold P of its mass
+  // The output errs about as little as if P of the mass were attended: clusters whose mean V stands for them well are not read.
+  error = 1,
 };
 
 struct Options {
