@@ -24,12 +24,16 @@ inline void check(cudaError_t error, const char* what) {
   throw Error(status, std::string(what) + ": " + cudaGetErrorString(error));
 }
 
+// Whether the kernels here were compiled for sm_90 or newer, so that they know thread-block clusters and dependent launch: a
+// newer device also runs what was compiled for an older one. For the current device.
+bool has_sm90_code();
+
 struct Launch {
   dim3 grid = 1;
   dim3 block = 1;
   std::size_t shared_bytes = 0;
-  int cluster = 1;         // thread blocks of a cluster, along x; needs sm_90 above 1
-  bool dependent = false;  // programmatic dependent launch: the kernel waits itself, with wait_for_predecessor()
+  int cluster = 1;         // thread blocks of a cluster, along x; above 1 only with has_sm90_code()
+  bool dependent = false;  // programmatic dependent launch, where has_sm90_code(): the kernel calls wait_for_predecessor()
 };
 
 template <typename... Parameters, typename... Arguments>
@@ -49,7 +53,7 @@ void launch(const char* what, void (*kernel)(Parameters...), const Launch& shape
     attributes[count].val.clusterDim.z = 1;
     ++count;
   }
-  if (shape.dependent) {
+  if (shape.dependent && has_sm90_code()) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count].val.programmaticStreamSerializationAllowed = 1;
     ++count;

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <atomic>
 #include <string>
 
 #include "core/cuda.h"
@@ -17,6 +19,21 @@ std::string version(int number) { return std::to_string(number / 1000) + "." + s
 }
 
 }  // namespace
+
+bool has_sm90_code() {
+  constexpr int kDevices = 64;
+  enum Answer : char { unknown, no, yes };
+  static std::atomic<Answer> answers[kDevices];
+  int device = 0;
+  check(cudaGetDevice(&device), "current CUDA device");
+  std::atomic<Answer>& answer = answers[std::min(device, kDevices - 1)];
+  if (answer == unknown) {
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, probe_kernel), "code for this device");
+    answer = attributes.ptxVersion >= 90 ? yes : no;
+  }
+  return answer == yes;
+}
 
 void require_device(int device) {
   int driver = 0, runtime = 0, count = 0;

@@ -283,11 +283,10 @@ const DeviceFacts& device_facts() {
   check(cudaGetDevice(&device), "current CUDA device");
   DeviceFacts& own = facts[std::min(device, kDevices - 1)];
   if (own.processors == 0) {
-    int major = 0, processors = 0;
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+    int processors = 0;
     check(cudaDeviceGetAttribute(&own.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory");
     check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "processor count");
-    own.clusters = major >= 9;
+    own.clusters = has_sm90_code();
     own.processors = processors;
   }
   return own;
