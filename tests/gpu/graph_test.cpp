@@ -1,6 +1,11 @@
-// A step captured once replays while lengths, queries and the index change: 200 steps across a recluster border.
+// A decode step of several layers, captured once, replays 200 times: every replay is exact attention over what it listed, and
+// lists about what the reference would, while lengths, queries (and with them the budgets), pages and the index change.
 #include <gtest/gtest.h>
 
+#include <set>
+
+#include "cluster/support.h"
+#include "sequence/cuda.h"
 #include "support/device_step.h"
 
 namespace tactic::test {
@@ -34,82 +39,154 @@ class Graph {
   cudaGraphExec_t replay_ = nullptr;
 };
 
-class GpuGraph : public OnDevice {};
+constexpr int kSteps = 200, kLayers = 3, kSequences = 2;
+constexpr std::array<std::int32_t, kSequences> kPrompts = {1500, 700};
+constexpr std::array<std::int32_t, kSequences> kWaiting = {150, 190};  // tokens behind the clusters when the replays begin
 
-constexpr int kSteps = 200, kBorder = 100;
+// The caches of all sequences in one layer, holding already what the steps append, and what a step of the layer needs.
+struct OneLayer {
+  std::vector<std::unique_ptr<LayerCase>> cases;
+  std::unique_ptr<DeviceBatch> batch;
+  DeviceArray<std::byte> select_scratch;
 
-TEST_F(GpuGraph, ReplaysAcrossAReclusterBorder) {
-  LayerSpec spec;
-  spec.kv.shape = {8, 2, 128, 128};
-  spec.kv.k_type = spec.kv.v_type = DType::f32;
-  spec.segments = 2, spec.recent = 300;
-  Options options;
-  options.min_context = 16, options.cluster_size = 16, options.verify = options.tail_factor = false;
-  std::vector<std::unique_ptr<LayerCase>> owned;
-  std::vector<LayerCase*> layers;
-  std::vector<std::int32_t> lengths;
-  for (const std::int64_t tokens : {1900, 1100}) {  // the caches hold what the steps append
-    spec.kv.tokens = tokens, ++spec.kv.seed;
-    owned.push_back(std::make_unique<LayerCase>(spec));
-    layers.push_back(owned.back().get());
-    lengths.push_back(static_cast<std::int32_t>(tokens) - kSteps - 1);
-  }
-  DeviceBatch::Format format;
-  format.layout = Layout::blocks;
-  DeviceStep step(layers, format, options);
-  std::vector<LayerIndex> whole;
-  std::vector<const LayerIndex*> parts;
-  for (LayerCase* layer : layers) {  // at first, only the first segment is there
-    whole.push_back(layer->index());
-    layer->index().segments.resize(1);
-    for (std::size_t h = 0; h < layer->index().tables.size(); ++h)
-      layer->index().tables[h] = make_table(layer->index().segments, static_cast<int>(h));
-    parts.push_back(&layer->index());
-  }
-  step.columns().refill(parts);
-  Graph graph([&](cudaStream_t stream) { step.step(stream); });
-
-  const Shape& shape = step.shape();
-  for (int i = 0; i < kSteps; ++i) {
-    SCOPED_TRACE("step " + std::to_string(i));
-    if (i == kBorder) {
-      for (std::size_t s = 0; s < layers.size(); ++s) layers[s]->index() = whole[s];
-      step.columns().refill(parts);
+  explicit OneLayer(int layer) {
+    LayerSpec spec;
+    spec.kv.shape = {8, 2, 128, 128};
+    spec.kv.k_type = spec.kv.v_type = DType::f32;
+    std::vector<KvCase*> caches;
+    for (int s = 0; s < kSequences; ++s) {
+      spec.kv.tokens = kPrompts[static_cast<std::size_t>(s)] + kWaiting[static_cast<std::size_t>(s)] + kSteps;
+      spec.kv.seed = static_cast<std::uint64_t>(10 * layer + s + 1);
+      cases.push_back(std::make_unique<LayerCase>(spec));
+      caches.push_back(&cases.back()->kv());
     }
-    for (std::size_t s = 0; s < layers.size(); ++s) {
-      ++lengths[s];
-      layers[s]->kv().q() = layers[s]->draw_queries();
+    DeviceBatch::Format format;
+    format.layout = Layout::blocks;
+    batch = std::make_unique<DeviceBatch>(caches, format);
+  }
+  void ask(float sharpness) {
+    for (const auto& layer : cases) {
+      layer->kv().q() = layer->draw_queries();
+      for (float& x : layer->kv().q()) x *= sharpness;
     }
-    step.batch().set_lengths(lengths);
-    step.batch().upload_queries();
-    graph.replay();
-    step.select();  // eagerly, for its lists: the same as those of the replay
+    batch->upload_queries();
+  }
+};
+
+class GpuGraph : public OnDevice {
+ protected:
+  void SetUp() override {
+    OnDevice::SetUp();
+    if (IsSkipped()) return;
+    for (int l = 0; l < kLayers; ++l) layers_.push_back(std::make_unique<OneLayer>(l));
+    options_.min_context = 16, options_.cluster_size = 16, options_.recent_tokens = 32, options_.recluster_tokens = 256;
+    options_.verify = options_.tail_factor = false;
+    const Shape& shape = layers_[0]->batch->shape();
+    all_ = std::make_unique<cuda::DeviceSequences>(cuda::DeviceSequencesConfig{
+        kLayers, kSequences, layers_[0]->batch->kv().max_length, shape, make_rotary(Rotary::Layout::none, 0), options_});
+    for (const auto& layer : layers_) {
+      layer->batch->kv().lengths = all_->lengths();
+      layer->select_scratch = DeviceArray<std::byte>(
+          cuda::select_scratch_bytes(layer->batch->query(), layer->batch->kv(), all_->index(0), options_), 0);
+    }
+    scratch_ = DeviceArray<std::byte>(
+        cuda::decode_scratch_bytes(layers_[0]->batch->query(), layers_[0]->batch->kv(), &all_->index(0), options_), 0);
+    for (std::size_t s = 0; s < kSequences; ++s) {
+      lengths_.push_back(kPrompts[s] + kWaiting[s]);
+      cluster(s, kPrompts[s]);
+      all_->set_length(static_cast<int>(s), lengths_[s], nullptr);
+    }
+  }
+
+  // True when something was due; the host's copies of the clusters are then fresh.
+  bool cluster(std::size_t s, std::int32_t tokens) {
+    std::vector<DeviceKv> views;
+    for (const auto& layer : layers_) views.push_back(layer->batch->kv());
+    if (tokens == kPrompts[s]) all_->set_length(static_cast<int>(s), tokens, nullptr);
+    if (all_->cluster(0, views, static_cast<int>(s), tokens, nullptr) == 0) return false;
     cuda_ok(cudaDeviceSynchronize());
-    const std::vector<float> out = step.batch().out();
-    for (std::size_t s = 0; s < layers.size(); ++s) {
-      ASSERT_EQ(step.batch().statuses()[s], 0u);
-      const Tolerance bound = tolerance(layers[s]->kv());
-      KvView kv = layers[s]->kv().view();
-      kv.tokens = lengths[s];
-      const StepResult reference =
-          i % 10 == 0 ? reference_step(layers[s]->kv().query(), kv, &layers[s]->index(), options) : StepResult{};
+    for (int l = 0; l < kLayers; ++l) {
+      OneLayer& layer = *layers_[static_cast<std::size_t>(l)];
+      layer.cases[s]->index() = fetch_layer(all_->index(l), layer.batch->shape(), static_cast<int>(s));
+    }
+    return true;
+  }
+
+  void step(cudaStream_t stream) {
+    all_->append(stream);
+    for (int l = 0; l < kLayers; ++l) {
+      DeviceBatch& batch = *layers_[static_cast<std::size_t>(l)]->batch;
+      all_->observe(l, batch.query(), stream);
+      cuda::decode_step(batch.query(), batch.kv(), &all_->index(l), options_, batch.output(), all_->status(), scratch_.get(),
+                        stream);
+    }
+  }
+
+  // The newest output of a layer against its own lists, made anew with the same bits; `choice`: the lists against the reference.
+  void expect_exact(int l, bool choice) {
+    OneLayer& layer = *layers_[static_cast<std::size_t>(l)];
+    DeviceBatch& batch = *layer.batch;
+    const Shape& shape = batch.shape();
+    const DeviceLists lists = cuda::select_lists(batch.query(), batch.kv(), all_->index(l), options_, layer.select_scratch.get());
+    cuda::select(batch.query(), batch.kv(), all_->index(l), options_, lists, all_->status(), layer.select_scratch.get(), nullptr);
+    cuda_ok(cudaDeviceSynchronize());
+    const std::vector<float> out = batch.out();
+    for (std::size_t s = 0; s < kSequences; ++s) {
+      LayerCase& one = *layer.cases[s];
+      const Tolerance bound = tolerance(one.kv());
+      KvView kv = one.kv().view();
+      kv.tokens = lengths_[s];
+      const StepResult reference = choice ? reference_step(one.kv().query(), kv, &one.index(), options_) : StepResult{};
+      const std::vector<double> weights = choice ? true_weights(one.kv().query(), kv) : std::vector<double>{};
       for (int q = 0; q < shape.q_heads; ++q) {
-        const auto want =
-            step.exact(static_cast<int>(s), q, step.listed(static_cast<int>(s), q / shape.group()), nullptr, lengths[s]);
-        for (int e = 0; e < shape.v_head_dim; ++e) {
-          const auto at = (s * static_cast<std::size_t>(shape.q_heads) + static_cast<std::size_t>(q)) *
-                              static_cast<std::size_t>(shape.v_head_dim) +
-                          static_cast<std::size_t>(e);
-          ASSERT_NEAR(out[at], want.out[static_cast<std::size_t>(e)], bound.output + 0x1p-6)
-              << "query head " << q << " element " << e;
+        const Listed list = read_lists(lists, shape, static_cast<int>(s), q / shape.group());
+        budgets_.insert(list.tokens.size());
+        const Exact want = exact_attention(one, q, list, nullptr, lengths_[s]);
+        const float* row = out.data() + (s * static_cast<std::size_t>(shape.q_heads) + static_cast<std::size_t>(q)) *
+                                            static_cast<std::size_t>(shape.v_head_dim);
+        for (std::size_t e = 0; e < want.out.size(); ++e) {
+          ASSERT_NEAR(row[e], want.out[e], bound.output + 0x1p-6)
+              << "layer " << l << " sequence " << s << " query head " << q << " element " << e;
         }
-        if (i % 10 == 0) {
-          const std::vector<double> weights = true_weights(layers[s]->kv().query(), kv);
-          ASSERT_NEAR(want.reached, mass_reached(reference, weights, shape, kv.tokens, q), 0.03) << "query head " << q;
+        if (choice) {
+          ASSERT_NEAR(want.reached, mass_reached(reference, weights, shape, kv.tokens, q), 0.03)
+              << "layer " << l << " sequence " << s << " query head " << q;
         }
       }
     }
   }
+
+  Options options_;
+  std::vector<std::unique_ptr<OneLayer>> layers_;
+  std::unique_ptr<cuda::DeviceSequences> all_;
+  DeviceArray<std::byte> scratch_;
+  std::vector<std::int32_t> lengths_;
+  std::set<std::size_t> budgets_;  // tokens listed, of all steps
+};
+
+TEST_F(GpuGraph, ReplaysAcrossAReclusterBorderWhilePagesMove) {
+  Graph graph([&](cudaStream_t stream) { step(stream); });
+  std::mt19937_64 random(5);
+  int reclustered = 0;
+  for (int i = 0; i < kSteps; ++i) {
+    SCOPED_TRACE("step " + std::to_string(i));
+    for (const auto& layer : layers_) {
+      layer->ask(0.5f + 0.25f * static_cast<float>(i % 5));
+      if (i % 3 == 0) layer->batch->move_blocks(random, 7);
+    }
+    for (std::int32_t& length : lengths_) ++length;
+    graph.replay();
+    for (int l = 0; l < kLayers; ++l) {
+      if (l == i % kLayers || i % 20 == 0) expect_exact(l, i % 20 == 0);
+      if (HasFatalFailure()) return;
+    }
+    for (std::size_t s = 0; s < kSequences; ++s) reclustered += cluster(s, lengths_[s]) ? 1 : 0;
+  }
+  EXPECT_EQ(reclustered, kSequences) << "each sequence crosses a border";
+  EXPECT_EQ(fetch(all_->lengths(), kSequences), lengths_);
+  EXPECT_EQ(fetch(all_->index(0).parts, kSequences), (std::vector<std::int32_t>{2, 2})) << "the prompt's, and the generated";
+  EXPECT_GT(budgets_.size(), 20u) << "budgets change from step to step";
+  EXPECT_NO_THROW(all_->settle(nullptr));
 }
 
 }  // namespace

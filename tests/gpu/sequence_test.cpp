@@ -11,13 +11,6 @@
 namespace tactic::test {
 namespace {
 
-template <class T>
-std::vector<T> fetch(const T* from, std::size_t size) {
-  std::vector<T> values(size);
-  cuda_ok(cudaMemcpy(values.data(), from, size * sizeof(T), cudaMemcpyDeviceToHost));
-  return values;
-}
-
 class GpuMetric : public OnDevice {};
 
 // L L^T of the device's factor against the CPU's, from the same queries.

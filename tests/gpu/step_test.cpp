@@ -44,7 +44,7 @@ void expect_exact(DeviceStep& step, const std::vector<LayerCase*>& layers, const
       const Listed list = step.listed(static_cast<int>(s), q / shape.group());
       ASSERT_EQ(std::set<std::int32_t>(list.tokens.begin(), list.tokens.end()).size(), list.tokens.size())
           << "a token is listed twice";
-      const DeviceStep::Exact want = step.exact(static_cast<int>(s), q, list, sinks);
+      const Exact want = step.exact(static_cast<int>(s), q, list, sinks);
       const std::size_t head = s * static_cast<std::size_t>(shape.q_heads) + static_cast<std::size_t>(q);
       for (int i = 0; i < shape.v_head_dim; ++i) {
         ASSERT_NEAR(out[head * static_cast<std::size_t>(shape.v_head_dim) + static_cast<std::size_t>(i)],

@@ -22,6 +22,13 @@ inline void cuda_ok(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
+template <class T>
+std::vector<T> fetch(const T* from, std::size_t count) {
+  std::vector<T> host(count);
+  cuda_ok(cudaMemcpy(host.data(), from, count * sizeof(T), cudaMemcpyDeviceToHost));
+  return host;
+}
+
 inline bool has_gpu() {
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
@@ -155,6 +162,21 @@ class DeviceBatch {
   }
   std::vector<float> lse() const { return lse_.host(); }
   void set_sinks(const std::vector<float>& logits) { sinks_ = DeviceArray<float>(logits); }
+  // Pages change places while a graph goes on: `count` drawn blocks move to free ones, what they leave is poison again.
+  void move_blocks(std::mt19937_64& random, int count) {
+    for (int i = 0; i < count; ++i) {
+      std::int32_t& from = table_[random() % table_.size()];
+      std::int32_t& to = free_blocks_[random() % free_blocks_.size()];
+      for (const DeviceRows* rows : {&kv_.k, &kv_.v}) {
+        auto* data = const_cast<std::byte*>(rows->data);
+        const auto bytes = static_cast<std::size_t>(rows->block_stride);
+        cuda_ok(cudaMemcpy(data + to * rows->block_stride, data + from * rows->block_stride, bytes, cudaMemcpyDeviceToDevice));
+        cuda_ok(cudaMemset(data + from * rows->block_stride, 0xff, bytes));
+      }
+      std::swap(from, to);
+    }
+    device_table_.set(table_);
+  }
   // After a change of the cases' queries; or of the lengths, which default to the cases' own.
   void upload_queries() {
     std::vector<std::byte> bytes;
@@ -184,7 +206,7 @@ class DeviceBatch {
     kv_.block_size = size;
     kv_.max_blocks = static_cast<std::int32_t>((longest_ + size - 1) / size);
     kv_.block_count = 2 * kv_.max_blocks * kv_.sequences + 1;
-    for (std::int32_t b = 0; b < kv_.max_blocks * kv_.sequences; ++b) table_.push_back(2 * b + 1);
+    for (std::int32_t b = 0; b < kv_.max_blocks * kv_.sequences; ++b) table_.push_back(2 * b + 1), free_blocks_.push_back(2 * b);
     std::mt19937_64 random(77);
     std::shuffle(table_.begin(), table_.end(), random);
     device_table_ = DeviceArray<std::int32_t>(table_);
@@ -246,7 +268,7 @@ class DeviceBatch {
   Format format_;
   std::int64_t longest_ = 0;
   DeviceKv kv_;
-  std::vector<std::int32_t> table_;
+  std::vector<std::int32_t> table_, free_blocks_;
   DeviceArray<std::int32_t> device_table_, lengths_;
   DeviceArray<std::byte> k_, v_, q_, out_;
   DeviceArray<float> lse_, sinks_;

@@ -1,4 +1,4 @@
-// Host clusters (LayerIndex) as a DeviceIndex, one per sequence of a batch.
+// Host clusters (LayerIndex) as a DeviceIndex, one per sequence of a batch, and back.
 #pragma once
 
 #include "support/device.h"
@@ -22,6 +22,63 @@ inline void round_to_device(LayerIndex& index) {
   index.segments = rounded;
   index.tables.clear();
   for (std::size_t h = 0; h < heads; ++h) index.tables.push_back(make_table(index.segments, static_cast<int>(h)));
+}
+
+// Columns [first, last) of a (sequence, head) of a device's index as the host's structure; the covariance is of `part`.
+inline HeadClusters fetch_columns(const DeviceIndex& index, const Shape& shape, std::size_t slot, std::size_t part, int first,
+                                  int last) {
+  const auto dim = static_cast<std::size_t>(shape.head_dim), v_dim = static_cast<std::size_t>(shape.v_head_dim);
+  const auto capacity = static_cast<std::size_t>(index.capacity), count = static_cast<std::size_t>(last - first);
+  const std::size_t at = slot * capacity + static_cast<std::size_t>(first);
+  HeadClusters out;
+  out.count = last - first;
+  auto begin = fetch(index.begin + slot * (capacity + 64) + static_cast<std::size_t>(first), count + 1);
+  const std::int32_t token = begin[0];
+  for (std::int32_t& b : begin) b -= token;
+  out.begin.assign(begin);
+  out.tokens.assign(fetch(index.tokens + slot * static_cast<std::size_t>(index.token_capacity) + static_cast<std::size_t>(token),
+                          static_cast<std::size_t>(begin[count])));
+  if (index.int8_centroids) {
+    out.centroid8.assign(fetch(index.centroid8 + at * dim, count * dim));
+    out.centroid_scale.assign(fetch(index.centroid_scale + at, count));
+  } else {
+    const auto centroids = fetch(index.centroid16 + at * dim, count * dim);
+    out.centroid16.resize(centroids.size());
+    for (std::size_t i = 0; i < centroids.size(); ++i) out.centroid16[i] = float_to_half(bf16_to_float(centroids[i]));
+  }
+  out.spread.assign(fetch(index.spread + at, count));
+  out.mean_v.assign(fetch(index.mean_v + at * v_dim, count * v_dim));
+  out.mean_v_scale.assign(fetch(index.mean_v_scale + at, count));
+  double spread = 0;
+  for (std::size_t c = 0; c < count; ++c) spread += static_cast<double>(out.spread[c]) * (begin[c + 1] - begin[c]);
+  out.mean_spread = static_cast<float>(spread / std::max(begin[count], 1));
+  const auto covariance =
+      fetch(index.shape + (slot * static_cast<std::size_t>(index.part_capacity) + part) * dim * dim, dim * dim);
+  out.covariance.resize(dim * dim);
+  for (std::size_t i = 0; i < dim * dim; ++i) out.covariance[i] = bf16_to_float(covariance[i]) * out.mean_spread;
+  return out;
+}
+
+// All clusters of one sequence; a segment for every part.
+inline LayerIndex fetch_layer(const DeviceIndex& index, const Shape& shape, int sequence) {
+  LayerIndex layer;
+  const auto range = fetch(index.range + 2 * sequence, 2);
+  const auto parts = static_cast<std::size_t>(fetch(index.parts + sequence, 1)[0]);
+  std::int64_t first = range[0];
+  for (std::size_t part = 0; part < parts; ++part) {
+    auto segment = std::make_shared<Segment>();
+    segment->head_dim = shape.head_dim, segment->v_head_dim = shape.v_head_dim;
+    for (int h = 0; h < shape.kv_heads; ++h) {
+      const auto slot = static_cast<std::size_t>(sequence * shape.kv_heads + h);
+      const auto columns = fetch(index.part_begin + slot * (static_cast<std::size_t>(index.part_capacity) + 1) + part, 2);
+      segment->heads.push_back(fetch_columns(index, shape, slot, part, columns[0], columns[1]));
+    }
+    segment->first = first, segment->last = first + static_cast<std::int64_t>(segment->heads[0].tokens.size());
+    first = segment->last;
+    layer.segments.push_back(segment);
+  }
+  for (int h = 0; h < shape.kv_heads; ++h) layer.tables.push_back(make_table(layer.segments, h));
+  return layer;
 }
 
 class DeviceColumns {
