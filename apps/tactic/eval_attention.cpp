@@ -9,7 +9,6 @@
 #include "core/error.h"
 #include "eval.h"
 #include "eval_windows.h"
-#include "files.h"
 
 namespace tactic::program {
 
@@ -30,13 +29,8 @@ const std::map<std::string, Measure>& measures() {
 
 Json config_of(const EvalRun& run, const Arm& arm, const Window& window) {
   Json config = run.config_of(arm, 0);
-  const auto bytes = std::as_bytes(std::span(window.prompt.data(), window.prompt.size()));
-  const auto more = std::as_bytes(std::span(window.steps.data(), window.steps.size()));
-  config["text"] = window.text;
-  config["window"] = window.number;
-  config["context"] = window.prompt.size();
-  config["steps"] = window.steps.size();
-  config["tokens"] = fmt::format("{:016x}", hash_bytes(more, hash_bytes(bytes)));
+  describe(window, config);
+  config["tokens"] = hash_of(window);
   return config;
 }
 

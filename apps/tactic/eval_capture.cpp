@@ -25,15 +25,8 @@ void take_row(const tactic_llama_trace& row, bool of_prompt, WindowAttention& wi
   window.params.scale = row.scale;
   auto& into = of_prompt ? at.prompt_q : at.q;
   into.insert(into.end(), row.q, row.q + window.row());
-  const auto rows = [](const tactic_llama_rows& r) {
-    return Rows{.data = static_cast<const std::byte*>(r.data),
-                .type = static_cast<DType>(r.type),
-                .dim = r.dim,
-                .token_stride = r.cell_stride,
-                .head_stride = r.head_stride,
-                .block_stride = r.cell_stride};
-  };
-  at.kv = {.k = rows(row.k), .v = rows(row.v), .kv_heads = row.kv_heads, .tokens = row.tokens};
+  at.kv = view_of(row);
+  at.kv.block_table = nullptr;  // the trace's cells are gone with it: kv() takes at.cells
   at.cells.clear();
   if (row.cells != nullptr) at.cells.assign(row.cells, row.cells + row.tokens);
 }
@@ -49,6 +42,18 @@ void refuse_unusual(const Model& model) {
 }
 
 }  // namespace
+
+KvView view_of(const tactic_llama_trace& row) {
+  const auto rows = [](const tactic_llama_rows& r) {
+    return Rows{.data = static_cast<const std::byte*>(r.data),
+                .type = static_cast<DType>(r.type),
+                .dim = r.dim,
+                .token_stride = r.cell_stride,
+                .head_stride = r.head_stride,
+                .block_stride = r.cell_stride};
+  };
+  return {.k = rows(row.k), .v = rows(row.v), .kv_heads = row.kv_heads, .tokens = row.tokens, .block_table = row.cells};
+}
 
 KvView WindowAttention::kv(int layer, std::int64_t tokens) const {
   const LayerAttention& at = layers[static_cast<std::size_t>(layer)];

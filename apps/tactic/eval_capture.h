@@ -31,6 +31,9 @@ struct WindowAttention {
   const float* query(int layer, int step, int head) const;
 };
 
+// K and V of a traced row: the engine's memory.
+KvView view_of(const tactic_llama_trace& row);
+
 // Reads the window, then takes its steps under full attention. The view's memory is the engine's: use it before the next step.
 // Throws Error(unsupported) for models whose attention is not plain softmax.
 WindowAttention capture_window(EvalEngine& engine, const Window& window);

@@ -8,8 +8,8 @@
 #include "decode/decode.h"
 #include "eval.h"
 #include "eval/statistics.h"
+#include "eval_capture.h"
 #include "eval_windows.h"
-#include "files.h"
 #include "kl.h"
 
 namespace tactic::program {
@@ -57,15 +57,7 @@ class ErrorWatch {
 };
 
 void ErrorWatch::see(const tactic_llama_trace& row) {
-  const auto rows = [](const tactic_llama_rows& r) {
-    return Rows{.data = static_cast<const std::byte*>(r.data),
-                .type = static_cast<DType>(r.type),
-                .dim = r.dim,
-                .token_stride = r.cell_stride,
-                .head_stride = r.head_stride,
-                .block_stride = r.cell_stride};
-  };
-  const KvView kv{.k = rows(row.k), .v = rows(row.v), .kv_heads = row.kv_heads, .tokens = row.tokens, .block_table = row.cells};
+  const KvView kv = view_of(row);
   const Shape shape{row.q_heads, row.kv_heads, row.head_dim, row.v_head_dim};
   Options options;
   options.method = Method::full;
@@ -121,14 +113,9 @@ class WindowRun {
 
 Json WindowRun::config(const Arm& arm, double budget) const {
   Json config = run_.config_of(arm, budget);
-  const auto bytes = std::as_bytes(std::span(window_.prompt.data(), window_.prompt.size()));
-  const auto more = std::as_bytes(std::span(window_.steps.data(), window_.steps.size()));
-  config["text"] = window_.text;
-  config["window"] = window_.number;
-  config["context"] = window_.prompt.size();
-  config["steps"] = window_.steps.size();
+  describe(window_, config);
   if (run_.number("error", 0) > 0) config["error"] = 1;
-  config["tokens"] = fmt::format("{:016x}", hash_bytes(more, hash_bytes(bytes)));
+  config["tokens"] = hash_of(window_);
   return config;
 }
 

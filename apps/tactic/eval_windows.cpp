@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <span>
 
 #include "core/error.h"
+#include "files.h"
 
 namespace tactic::program {
 namespace {
@@ -25,6 +27,19 @@ std::vector<std::int64_t> spread_order(std::int64_t count) {
 }
 
 }  // namespace
+
+void describe(const Window& window, eval::Json& config) {
+  config["text"] = window.text;
+  config["window"] = window.number;
+  config["context"] = window.prompt.size();
+  config["steps"] = window.steps.size();
+}
+
+std::string hash_of(const Window& window) {
+  const auto bytes = std::as_bytes(std::span(window.prompt.data(), window.prompt.size()));
+  const auto more = std::as_bytes(std::span(window.steps.data(), window.steps.size()));
+  return fmt::format("{:016x}", hash_bytes(more, hash_bytes(bytes)));
+}
 
 std::vector<Window> make_windows(const Model& model, const std::vector<std::string>& texts, int context, int steps, int count) {
   if (texts.empty()) throw Error(Status::invalid_argument, "no text: name one or several with --text");

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "eval/spec.h"
 
 namespace tactic::program {
 
@@ -15,6 +16,11 @@ struct Window {
   Tokens prompt;           // the model's start token, if it has one, and what follows of the text
   Tokens steps;            // the tokens that come next
 };
+
+// Into the configuration of a sample: which text, window, context and steps.
+void describe(const Window& window, eval::Json& config);
+// Of prompt and steps, 16 hexadecimal digits.
+std::string hash_of(const Window& window);
 
 // Non-overlapping windows of `context` + `steps` tokens, at most `count` a text, windows of the texts in turn. The order within a
 // text is that of a binary fraction's bits reversed (0, 1/2, 1/4, 3/4, ...): more windows later leave the earlier ones as they

@@ -35,4 +35,12 @@ void Pool::cut(Case& c) const {
   }
 }
 
+Case Pool::cut(const Heads& heads, const Cell& cell) const {
+  Case c;
+  c.q_heads = heads.q, c.kv_heads = heads.kv, c.head_dim = heads.dim;
+  c.batch = cell.batch, c.context = cell.context;
+  cut(c);
+  return c;
+}
+
 }  // namespace tactic::bench::gpu

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "harness.h"
+#include "settings.h"
 
 namespace tactic::bench::gpu {
 
@@ -40,6 +41,7 @@ class Pool {
   explicit Pool(double bytes);
   // Gives the case as many layers as it should have, fewer where the pool ends. Throws if not even one fits.
   void cut(Case& c) const;
+  Case cut(const Heads& heads, const Cell& cell) const;
   std::uint16_t* data() const { return elements_.data(); }
   std::size_t size() const { return elements_.size(); }
 

@@ -12,14 +12,7 @@ void measure_clustering(const Session& session) {
   const Pool pool(session.settings.pool_gigabytes * 1e9);
   for (const Heads& heads : session.settings.shapes) {
     for (const Cell& cell : session.settings.cells) {
-      Case c{.q_heads = heads.q,
-             .kv_heads = heads.kv,
-             .head_dim = heads.dim,
-             .batch = cell.batch,
-             .context = cell.context,
-             .k = {},
-             .v = {}};
-      pool.cut(c);
+      Case c = pool.cut(heads, cell);
       c.layers = std::min(c.layers, 4);
       const SyntheticQueries queries = fill_synthetic(c, {}, 1);
       for (const std::string& method : session.settings.methods) {

@@ -66,14 +66,7 @@ void describe_synthetic(const Session& session) {
   const Pool pool(session.settings.pool_gigabytes * 1e9);
   for (const Cell& cell : session.settings.cells) {
     const Heads& heads = session.settings.shapes[0];
-    Case c{.q_heads = heads.q,
-           .kv_heads = heads.kv,
-           .head_dim = heads.dim,
-           .batch = cell.batch,
-           .context = cell.context,
-           .k = {},
-           .v = {}};
-    pool.cut(c);
+    Case c = pool.cut(heads, cell);
     cudaEvent_t begin = nullptr, end = nullptr;
     check(cudaEventCreate(&begin), "cudaEventCreate"), check(cudaEventCreate(&end), "cudaEventCreate");
     check(cudaEventRecord(begin), "cudaEventRecord");

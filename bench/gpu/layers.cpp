@@ -158,14 +158,7 @@ void measure_layers(const Session& session) {
   const Pool pool(session.settings.pool_gigabytes * 1e9);
   for (const Heads& heads : session.settings.shapes) {
     for (const Cell& cell : session.settings.cells) {
-      Case c{.q_heads = heads.q,
-             .kv_heads = heads.kv,
-             .head_dim = heads.dim,
-             .batch = cell.batch,
-             .context = cell.context,
-             .k = {},
-             .v = {}};
-      pool.cut(c);
+      Case c = pool.cut(heads, cell);
       for (const int size : session.settings.cluster_sizes) measure_case(session, c, size);
     }
   }

@@ -18,14 +18,7 @@ void measure_limits(const Session& s) {
   const Pool pool(s.settings.pool_gigabytes * 1e9);
   for (const Heads& heads : s.settings.shapes) {
     for (const Cell& cell : s.settings.cells) {
-      Case c{.q_heads = heads.q,
-             .kv_heads = heads.kv,
-             .head_dim = heads.dim,
-             .batch = cell.batch,
-             .context = cell.context,
-             .k = {},
-             .v = {}};
-      pool.cut(c);
+      Case c = pool.cut(heads, cell);
       s.results.add(stream_limit(s.timer, c));
       for (const double share : s.settings.shares) s.results.add(gather_limit(s.timer, c, share));
     }

@@ -145,14 +145,7 @@ void measure_union(const Session& session) {
   const Pool pool(session.settings.pool_gigabytes * 1e9);
   for (const Heads& heads : session.settings.shapes) {
     for (const Cell& cell : session.settings.cells) {
-      Case c{.q_heads = heads.q,
-             .kv_heads = heads.kv,
-             .head_dim = heads.dim,
-             .batch = cell.batch,
-             .context = cell.context,
-             .k = {},
-             .v = {}};
-      pool.cut(c);
+      Case c = pool.cut(heads, cell);
       for (const std::string& method : session.settings.methods) {
         for (const double mass : session.settings.masses) measure_case(session, c, method, mass);
       }

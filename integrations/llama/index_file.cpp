@@ -9,7 +9,7 @@
 #include <sstream>
 
 #include "caches.h"
-#include "core/error.h"
+#include "record.h"
 
 namespace tactic::llama {
 namespace {
@@ -18,23 +18,6 @@ constexpr std::uint64_t kMagic = 0x31584449'4c544354;  // "TCTLIDX1"
 // Tokens whose K and V are compared when the index is loaded: evenly spread. Any other document differs in the first ones.
 constexpr std::int64_t kSamples = 64;
 constexpr std::uint32_t kMostLayers = 4096;
-
-[[noreturn]] void fail(Status status, const std::string& path, const char* what) {
-  throw Error(status, "index file '" + path + "': " + what);
-}
-
-template <typename T>
-void put(std::ostream& out, T value) {
-  out.write(reinterpret_cast<const char*>(&value), sizeof value);
-}
-
-template <typename T>
-T get(std::istream& in, const std::string& path) {
-  T value{};
-  in.read(reinterpret_cast<char*>(&value), sizeof value);
-  if (!in) fail(Status::corrupt, path, "is cut short; delete it");
-  return value;
-}
 
 void put_layer(std::ostream& out, const Layer& layer, const Track& track, const KvView& kv) {
   std::ostringstream bytes;
@@ -54,24 +37,24 @@ void put_layer(std::ostream& out, const Layer& layer, const Track& track, const 
   out.write(index.data(), static_cast<std::streamsize>(index.size()));
 }
 
-SavedIndex get_layer(std::istream& in, const std::string& path) {
+SavedIndex get_layer(std::istream& in, const RecordFile& file) {
   SavedIndex saved;
-  saved.tokens = get<std::int64_t>(in, path);
-  const auto samples = get<std::uint32_t>(in, path);
-  if (saved.tokens < 0 || samples > kSamples) fail(Status::corrupt, path, "holds impossible numbers; delete it");
+  saved.tokens = get<std::int64_t>(in, file);
+  const auto samples = get<std::uint32_t>(in, file);
+  if (saved.tokens < 0 || samples > kSamples) file.fail(Status::corrupt, "holds impossible numbers; delete it");
   for (std::uint32_t i = 0; i < samples; ++i) {
-    saved.sampled.push_back(get<std::int64_t>(in, path));
-    saved.checksums.push_back(get<std::uint64_t>(in, path));
+    saved.sampled.push_back(get<std::int64_t>(in, file));
+    saved.checksums.push_back(get<std::uint64_t>(in, file));
     if (saved.sampled.back() < 0 || saved.sampled.back() >= saved.tokens)
-      fail(Status::corrupt, path, "holds impossible numbers; delete it");
+      file.fail(Status::corrupt, "holds impossible numbers; delete it");
   }
-  const auto size = get<std::uint64_t>(in, path);
+  const auto size = get<std::uint64_t>(in, file);
   // In pieces, so that a damaged size ends at the end of the file and not in an allocation.
   char piece[1 << 16];
   for (std::uint64_t done = 0; done < size;) {
     const auto n = static_cast<std::streamsize>(std::min<std::uint64_t>(sizeof piece, size - done));
     in.read(piece, n);
-    if (in.gcount() != n) fail(Status::corrupt, path, "is cut short; delete it");
+    if (in.gcount() != n) file.fail(Status::corrupt, "is cut short; delete it");
     saved.bytes.append(piece, static_cast<std::size_t>(n));
     done += static_cast<std::uint64_t>(n);
   }
@@ -81,38 +64,40 @@ SavedIndex get_layer(std::istream& in, const std::string& path) {
 }  // namespace
 
 void save_index(const std::string& path) {
+  const RecordFile file{"index file", path};
   std::vector<std::shared_ptr<Layer>> layers = Caches::instance().recent();
   std::erase_if(layers, [](const auto& layer) { return layer->number() < 0 || layer->current() == nullptr; });
   if (layers.empty()) throw Error(Status::invalid_state, "no index to save: nothing was decoded yet");
   const std::string partial = path + ".part";
   {
     std::ofstream out(partial, std::ios::binary | std::ios::trunc);
-    if (!out) fail(Status::io, path, "cannot be written");
+    if (!out) file.fail(Status::io, "cannot be written");
     put(out, kMagic);
     put(out, static_cast<std::uint32_t>(layers.size()));
     for (const auto& layer : layers) put_layer(out, *layer, *layer->current(), layer->view(*layer->current()));
     out.flush();
     if (!out) {
       std::remove(partial.c_str());
-      fail(Status::io, path, "write failed (disk full?)");
+      file.fail(Status::io, "write failed (disk full?)");
     }
   }
   if (std::rename(partial.c_str(), path.c_str()) != 0) {
     std::remove(partial.c_str());
-    fail(Status::io, path, "cannot be replaced");
+    file.fail(Status::io, "cannot be replaced");
   }
 }
 
 void load_index(const std::string& path) {
+  const RecordFile file{"index file", path};
   std::ifstream in(path, std::ios::binary);
-  if (!in) fail(Status::io, path, "cannot be read");
-  if (get<std::uint64_t>(in, path) != kMagic) fail(Status::corrupt, path, "is no index of this version");
-  const auto count = get<std::uint32_t>(in, path);
-  if (count > kMostLayers) fail(Status::corrupt, path, "holds impossible numbers; delete it");
+  if (!in) file.fail(Status::io, "cannot be read");
+  if (get<std::uint64_t>(in, file) != kMagic) file.fail(Status::corrupt, "is no index of this version");
+  const auto count = get<std::uint32_t>(in, file);
+  if (count > kMostLayers) file.fail(Status::corrupt, "holds impossible numbers; delete it");
   std::vector<std::pair<int, SavedIndex>> layers;
   for (std::uint32_t i = 0; i < count; ++i) {
-    const auto number = get<std::int32_t>(in, path);
-    layers.emplace_back(number, get_layer(in, path));
+    const auto number = get<std::int32_t>(in, file);
+    layers.emplace_back(number, get_layer(in, file));
   }
   for (auto& [number, saved] : layers) Caches::instance().offer(number, std::move(saved));
 }

@@ -7,33 +7,17 @@
 #include <fstream>
 
 #include "caches.h"
-#include "core/error.h"
+#include "record.h"
 
 namespace tactic::llama {
 namespace {
 
 constexpr std::uint64_t kMagic = 0x31484354'57544354;  // "TCTWTCH1"
 
-[[noreturn]] void fail(Status status, const std::string& path, const std::string& what) {
-  throw Error(status, "watch file '" + path + "': " + what);
-}
-
-template <typename T>
-void put(std::ostream& out, T value) {
-  out.write(reinterpret_cast<const char*>(&value), sizeof value);
-}
-
-template <typename T>
-T get(std::istream& in, const std::string& path) {
-  T value{};
-  in.read(reinterpret_cast<char*>(&value), sizeof value);
-  if (!in) fail(Status::corrupt, path, "is cut short; delete it");
-  return value;
-}
-
 }  // namespace
 
 void save_watch(const std::string& path) {
+  const RecordFile file{"watch file", path};
   const std::vector<std::shared_ptr<Layer>> layers = Caches::instance().watched();
   if (layers.empty()) throw Error(Status::invalid_state, "nothing to save: no prompt was read yet");
   const std::string partial = path + ".part";
@@ -47,28 +31,28 @@ void save_watch(const std::string& path) {
   out.close();
   if (!out || std::rename(partial.c_str(), path.c_str()) != 0) {
     std::remove(partial.c_str());
-    fail(Status::io, path, "cannot be written");
+    file.fail(Status::io, "cannot be written");
   }
 }
 
 void load_watch(const std::string& path) {
+  const RecordFile file{"watch file", path};
   std::ifstream in(path, std::ios::binary);
-  if (!in) fail(Status::io, path, "cannot be read");
-  if (get<std::uint64_t>(in, path) != kMagic) fail(Status::corrupt, path, "is no watch file of this version");
+  if (!in) file.fail(Status::io, "cannot be read");
+  if (get<std::uint64_t>(in, file) != kMagic) file.fail(Status::corrupt, "is no watch file of this version");
   const std::vector<std::shared_ptr<Layer>> layers = Caches::instance().watched();
-  const auto count = get<std::uint32_t>(in, path);
+  const auto count = get<std::uint32_t>(in, file);
   if (count != layers.size()) {
-    fail(Status::invalid_state, path,
-         "is of " + std::to_string(count) + " layers, this process has " + std::to_string(layers.size()) +
-             " (decode one token before loading)");
+    file.fail(Status::invalid_state, "is of " + std::to_string(count) + " layers, this process has " +
+                                         std::to_string(layers.size()) + " (decode one token before loading)");
   }
   // All of it first: a damaged file changes nothing.
   std::vector<std::pair<std::shared_ptr<Layer>, PromptWatch>> read;
   for (std::uint32_t i = 0; i < count; ++i) {
-    const auto number = get<std::int32_t>(in, path);
+    const auto number = get<std::int32_t>(in, file);
     const auto layer = std::find_if(layers.begin(), layers.end(), [&](const auto& l) { return l->number() == number; });
     if (layer == layers.end())
-      fail(Status::invalid_state, path, "has a layer " + std::to_string(number) + " that this model has not");
+      file.fail(Status::invalid_state, "has a layer " + std::to_string(number) + " that this model has not");
     PromptWatch watch((*layer)->shape(), (*layer)->params());
     watch.load(in);
     read.emplace_back(*layer, std::move(watch));

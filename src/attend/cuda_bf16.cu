@@ -1,31 +1,8 @@
 // The attention kernels for K and V in bf16.
-#include "attend/cuda_kernel.cuh"
-#include "attend/cuda_launch.h"
+#include "attend/cuda_kernels_of_type.cuh"
 
 namespace tactic::cuda {
-namespace {
 
-constexpr int kStages = 2;
-
-template <int kDim>
-AttendKernel one_tile() {
-  return {attend_kernel<MatrixMath<__nv_bfloat16, false, kDim, 1>, kStages>, kStages};
-}
-template <int kDim>
-AttendKernel kernel_of(int tiles) {
-  if (tiles == 1) return one_tile<kDim>();
-  return {attend_kernel<MatrixMath<__nv_bfloat16, false, kDim, 2>, kStages>, kStages};
-}
-
-}  // namespace
-
-AttendKernel bf16_kernel(int dim, int tiles) {
-  if (dim == 64) return kernel_of<64>(tiles);
-  if (dim == 128) return kernel_of<128>(tiles);
-  if (dim == 256) return kernel_of<256>(tiles);
-  if (dim == 80 && tiles == 1) return one_tile<80>();
-  if (dim == 96 && tiles == 1) return one_tile<96>();
-  return {};
-}
+AttendKernel bf16_kernel(int dim, int tiles) { return MatrixKernels<__nv_bfloat16, false>::of(dim, tiles); }
 
 }  // namespace tactic::cuda

@@ -19,18 +19,9 @@ struct tactic_cuda_batch : tactic::capi::Handle {
 
 namespace tactic::capi {
 
-#define TACTIC_GROWING(Type, label, LastRequired, LastField)                                                  \
-  template <>                                                                                                 \
-  struct Growing<Type> {                                                                                      \
-    static constexpr const char* name = label;                                                                \
-    static constexpr std::size_t required = offsetof(Type, LastRequired) + sizeof(Type::LastRequired);        \
-    static_assert(sizeof(Type) == offsetof(Type, LastField) + sizeof(Type::LastField), "padding at the end"); \
-    static Type defaults();                                                                                   \
-  }
 TACTIC_GROWING(tactic_cuda_kv, "kv", lengths, lengths);
 TACTIC_GROWING(tactic_cuda_batch_config, "config", max_length, max_length);
 TACTIC_GROWING(tactic_cuda_step_args, "args", out, scratch_bytes);
-#undef TACTIC_GROWING
 
 tactic_cuda_kv Growing<tactic_cuda_kv>::defaults() {
   tactic_cuda_kv kv{};

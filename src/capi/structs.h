@@ -19,6 +19,7 @@ namespace tactic::capi {
 template <typename T>
 struct Growing;
 
+// Also for the device's structs (cuda.cpp).
 #define TACTIC_GROWING(Type, label, LastRequired, LastField)                                                  \
   template <>                                                                                                 \
   struct Growing<Type> {                                                                                      \
@@ -34,7 +35,6 @@ TACTIC_GROWING(tactic_attend_args, "args", out, lse);
 TACTIC_GROWING(tactic_report, "report", size, total_us);
 TACTIC_GROWING(tactic_sequence_config, "config", layers, options);
 TACTIC_GROWING(tactic_update_report, "report", size, seconds);
-#undef TACTIC_GROWING
 
 // Larger sizes are garbage of a struct that was never initialised, not growth.
 constexpr std::size_t kLargestStruct = 4096;
