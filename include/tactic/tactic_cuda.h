@@ -6,10 +6,12 @@
  *             tactic_cuda_set_length(), tactic_cuda_cluster()
  *   decode    tactic_cuda_append() once a step, then tactic_cuda_step() for every layer: launches on the caller's stream, no
  *             allocation, no wait, no read by the host. All of it can be captured in a CUDA graph and replayed while lengths,
- * block tables, budgets and clusters change between   tactic_cuda_due() tells (from lengths that the engine knows) when generated
- * tokens are worth clusters; tactic_cuda_settle() waits and reports what went wrong on the device K and V stay the caller's
- * memory, pages included. What tactic.h says of errors, growth, threads and ownership holds here. Device memory that a captured
- * graph works on (the batch, scratch, caches, lengths) must live as long as the graph.
+ *             block tables, budgets and clusters change
+ *   between   tactic_cuda_due() tells (from lengths that the engine knows) when generated tokens are worth clusters;
+ *             tactic_cuda_settle() waits and reports what went wrong on the device
+ *
+ * K and V stay the caller's memory, pages included. What tactic.h says of errors, growth, threads and ownership holds here.
+ * Device memory that a captured graph works on (the batch, scratch, caches, lengths) must live as long as the graph.
  */
 #ifndef TACTIC_TACTIC_CUDA_H
 #define TACTIC_TACTIC_CUDA_H
@@ -71,13 +73,18 @@ TACTIC_API tactic_status tactic_cuda_kv_init(tactic_cuda_kv* kv, size_t size);
 
 typedef struct tactic_cuda_batch tactic_cuda_batch;
 
+/* Like tactic_options_init(), with what the device leaves out switched off: verify, tail_factor and promise, which
+ * tactic_cuda_batch_create() refuses with TACTIC_UNSUPPORTED (docs/gpu.md says what that costs). tail_clusters is 0 or not 0
+ * there with goal error: what is worth its mean V is represented, without a limit. */
+TACTIC_API tactic_status tactic_cuda_options_init(tactic_options* options, size_t size);
+
 /* On the current CUDA device. sequence: layers, attention, rotary embedding and options of every sequence
- * (tactic_sequence_config_init()). Options verify, tail_factor and promise have no effect on the device (promise is refused). */
+ * (tactic_sequence_config_init()); its options null: those of tactic_cuda_options_init(). */
 typedef struct tactic_cuda_batch_config {
   size_t size;
   const tactic_sequence_config* sequence;
   int32_t sequences;  /* 1 .. 4096 */
-  int32_t max_length; /* tokens that a sequence can reach, 1 .. 2^30 */
+  int32_t max_length; /* tokens that a sequence can reach, 1 .. 2^28 */
 } tactic_cuda_batch_config;
 
 TACTIC_API tactic_status tactic_cuda_batch_config_init(tactic_cuda_batch_config* config, size_t size);
@@ -115,9 +122,9 @@ TACTIC_API tactic_status tactic_cuda_cluster(tactic_cuda_batch* batch, int32_t f
                                              const tactic_cuda_kv* kv, int32_t sequence, int32_t tokens, int32_t* clustered,
                                              tactic_cuda_stream stream);
 
-/* Waits for the stream; fails when a clustering, an append or a step of the batch met bad values (TACTIC_NON_FINITE,
- * TACTIC_CORRUPT for an index or block table that contradicts itself), naming the first sequence. The batch is usable afterwards.
- */
+/* Waits for the stream; fails when a clustering, an append or a step of the batch met bad values since the last call, naming the
+ * first sequence and its worst: TACTIC_INVALID_STATE a length out of range, TACTIC_CORRUPT a block table or an index that
+ * contradicts itself, TACTIC_NON_FINITE. The batch is usable afterwards; other sequences were not touched by it. */
 TACTIC_API tactic_status tactic_cuda_settle(tactic_cuda_batch* batch, tactic_cuda_stream stream);
 
 /* ---- steps, capturable in a CUDA graph --------------------------------------------------------------------------------- */

@@ -44,8 +44,6 @@ tactic_cuda_step_args Growing<tactic_cuda_step_args>::defaults() {
 
 namespace {
 
-constexpr std::int32_t kMostTokens = 1 << 30;  // token numbers times two stay in 32 bits
-
 void check_aligned(const std::string& name, const void* pointer, std::uintptr_t bytes) {
   if (pointer == nullptr) refuse(name + " is null; give its device address");
   if (reinterpret_cast<std::uintptr_t>(pointer) % bytes != 0)
@@ -96,7 +94,7 @@ DeviceKv to_core(const tactic_cuda_kv& c, const cuda::DeviceSequences& batch) {
   kv.max_length = config.max_length;
   kv.lengths = c.lengths != nullptr ? c.lengths : batch.lengths();
   if (paged) {
-    check_range("kv.block_size", c.block_size, 1, kMostTokens);
+    check_range("kv.block_size", c.block_size, 1, cuda::kMostTokens);
     check_range("kv.block_count", c.block_count, 0, std::numeric_limits<std::int32_t>::max());
     const std::int64_t needed = (std::int64_t{config.max_length} + c.block_size - 1) / c.block_size;
     check_range("kv.max_blocks", c.max_blocks, needed, std::numeric_limits<std::int32_t>::max());
@@ -169,6 +167,23 @@ void check_tokens(const tactic_cuda_batch& batch, std::int32_t tokens) {
   check_range("tokens", tokens, 0, batch.state->config().max_length);
 }
 
+// What the device leaves out (docs/gpu.md says why) is refused, not ignored.
+void check_options(const Options& options) {
+  const auto lacks = [](const char* field, const char* what) {
+    throw Error(Status::unsupported, std::string("options.") + field + " is 1: the device has no " + what +
+                                         "; use 0 (tactic_cuda_options_init() sets all that the device needs)");
+  };
+  if (options.promise) lacks("promise", "probe of heads");
+  if (options.method != Method::tactic) return;
+  if (options.verify) lacks("verify", "second look at what was attended");
+}
+
+tactic_options device_options() {
+  tactic_options options = Growing<tactic_options>::defaults();
+  options.verify = options.tail_factor = 0;
+  return options;
+}
+
 }  // namespace
 }  // namespace tactic::capi
 
@@ -178,6 +193,9 @@ tactic_status tactic_cuda_check(int32_t device) {
   return guard([&] { tactic::cuda::require_device(device); });
 }
 
+tactic_status tactic_cuda_options_init(tactic_options* options, size_t size) {
+  return guard([&] { write_defaults(options, size, device_options()); });
+}
 tactic_status tactic_cuda_kv_init(tactic_cuda_kv* kv, size_t size) {
   return guard([&] { write_defaults(kv, size); });
 }
@@ -193,12 +211,13 @@ tactic_status tactic_cuda_batch_create(const tactic_cuda_batch_config* config, t
     require(batch, "batch");
     *batch = nullptr;
     const tactic_cuda_batch_config c = read_struct(config);
-    const tactic::SequenceConfig sequence = to_core(read_struct(c.sequence));
+    tactic_sequence_config config_of_one = read_struct(c.sequence);
+    tactic_options options = device_options();
+    if (config_of_one.options == nullptr) config_of_one.options = &options;
+    const tactic::SequenceConfig sequence = to_core(config_of_one);
     check_range("config.sequences", c.sequences, 1, 4096);
-    check_range("config.max_length", c.max_length, 1, kMostTokens);
-    if (sequence.options.promise) {
-      throw tactic::Error(tactic::Status::unsupported, "options.promise is 1: the device has no probe of heads; use 0");
-    }
+    check_range("config.max_length", c.max_length, 1, tactic::cuda::kMostTokens);
+    check_options(sequence.options);
     tactic::cuda::require_device(-1);
     auto made = std::make_unique<tactic_cuda_batch>();
     made->params = sequence.params;

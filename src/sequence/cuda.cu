@@ -1,7 +1,6 @@
 // The device's arrays of a batch of sequences, laid out once; what changes them between replays of a step.
 #include <algorithm>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "cluster/cuda.h"
@@ -9,34 +8,13 @@
 #include "cluster/segment.h"
 #include "core/cuda.h"
 #include "sequence/cuda.h"
+#include "sequence/cuda_memory.h"
 
 namespace tactic::cuda {
 namespace {
 
 constexpr int kPartCapacity = 2;    // the prompt's part and one for what was generated
 constexpr int kLayersTogether = 4;  // clustered by one launch: at 8 KV heads of 32K tokens enough to fill 132 processors evenly
-
-// Device memory, freed with its owner.
-class Memory {
- public:
-  Memory() = default;
-  explicit Memory(std::size_t bytes) : bytes_(bytes) {
-    check(cudaMalloc(&data_, std::max<std::size_t>(bytes, 1)), "device memory");
-  }
-  Memory(Memory&& other) noexcept : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-  Memory& operator=(Memory&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  ~Memory() { cudaFree(data_); }
-  void* data() const { return data_; }
-  std::size_t bytes() const { return bytes_; }
-
- private:
-  void* data_ = nullptr;
-  std::size_t bytes_ = 0;
-};
 
 // Ends of a sequence's segments in one layer, so that a rollback finds its way on the device.
 struct SegmentTable {
@@ -109,6 +87,33 @@ struct Layer {
   Memory memory;
 };
 
+// The first of what a sequence's status word says.
+[[noreturn]] void throw_status(std::size_t sequence, std::uint32_t status, std::int32_t max_length) {
+  const std::string where = "sequence " + std::to_string(sequence) + ": ";
+  if ((status & device_status::bad_length) != 0) {
+    throw Error(Status::invalid_state,
+                where + "its length is outside [0, " + std::to_string(max_length) +
+                    "], below the tokens clustered, or was to grow beyond max_length; set the length, roll "
+                    "back with truncate, or make a batch for longer sequences");
+  }
+  if ((status & device_status::bad_block) != 0) {
+    throw Error(Status::corrupt, where +
+                                     "its block table names a block outside the cache (block_count); the tokens of such "
+                                     "blocks were left out");
+  }
+  if ((status & device_status::bad_index) != 0) {
+    throw Error(Status::corrupt, where +
+                                     "its clusters contradict its length or themselves, or do not fit the index; clear the "
+                                     "sequence and prefill it again");
+  }
+  if ((status & device_status::non_finite) != 0) {
+    throw Error(Status::non_finite, where +
+                                        "q, K or V holds NaN or infinity; outputs of the heads concerned are NaN, tokens that "
+                                        "were to be clustered stay unclustered");
+  }
+  throw Error(Status::internal, where + "a list was full; outputs lack the mean V of some clusters");
+}
+
 }  // namespace
 
 struct DeviceSequences::Implementation {
@@ -137,7 +142,7 @@ struct DeviceSequences::Implementation {
     if (bytes <= scratch.bytes()) return;
     check(cudaStreamSynchronize(stream), "scratch of clustering");
     scratch = Memory();
-    scratch = Memory(bytes);
+    scratch = Memory(bytes, "scratch of clustering", "free some, or cluster the prompt in pieces (options.segment_tokens)");
   }
 };
 
@@ -206,7 +211,7 @@ DeviceSequences::DeviceSequences(const DeviceSequencesConfig& config) : state_(s
   };
   in_range("layers", config.layers, 4096);
   in_range("sequences", config.sequences, 65535);
-  in_range("max_length", config.max_length, 1 << 28);
+  in_range("max_length", config.max_length, kMostTokens);
   Implementation& state = *state_;
   state.config = config;
 
@@ -214,7 +219,8 @@ DeviceSequences::DeviceSequences(const DeviceSequencesConfig& config) : state_(s
   const std::vector<float> turns = turn_table(config.rotary, config.shape.head_dim);
   const std::size_t words = round_up<std::size_t>(static_cast<std::size_t>(config.sequences) * 4, 256);
   const std::size_t factor_bytes = kLayersTogether * static_cast<std::size_t>(config.shape.kv_heads) * dim * dim * 4;
-  state.common = Memory(2 * words + round_up<std::size_t>(turns.size() * 4, 256) + factor_bytes);
+  constexpr const char* kLess = "lower sequences or max_length, or raise options.cluster_size";
+  state.common = Memory(2 * words + round_up<std::size_t>(turns.size() * 4, 256) + factor_bytes, "the batch", kLess);
   auto* base = static_cast<std::byte*>(state.common.data());
   check(cudaMemset(base, 0, state.common.bytes()), "DeviceSequences");
   state.lengths = reinterpret_cast<std::int32_t*>(base);
@@ -229,7 +235,7 @@ DeviceSequences::DeviceSequences(const DeviceSequencesConfig& config) : state_(s
   for (Layer& layer : state.layers) {
     std::size_t bytes = 0;
     state.lay_out(layer, nullptr, bytes);
-    layer.memory = Memory(bytes);
+    layer.memory = Memory(bytes, "the index of a layer", kLess);
     check(cudaMemset(layer.memory.data(), 0, bytes), "DeviceSequences");
     bytes = 0;
     state.lay_out(layer, static_cast<std::byte*>(layer.memory.data()), bytes);
@@ -237,6 +243,7 @@ DeviceSequences::DeviceSequences(const DeviceSequencesConfig& config) : state_(s
           "DeviceSequences");
     layer.lasts.resize(static_cast<std::size_t>(config.sequences));
   }
+  check(cudaStreamSynchronize(nullptr), "DeviceSequences");  // streams of the caller's need not wait for the default one
 }
 
 DeviceSequences::~DeviceSequences() = default;
@@ -382,17 +389,7 @@ void DeviceSequences::settle(DeviceStream stream) {
     }
   }
   for (std::size_t s = 0; s < sequences; ++s) {
-    if (status[s] == 0) continue;
-    const std::string where = " in sequence " + std::to_string(s) + "; the tokens concerned stay unclustered";
-    if ((status[s] & device_status::non_finite) != 0) throw Error(Status::non_finite, "K or V holds NaN or infinity" + where);
-    if ((status[s] & device_status::bad_length) != 0) {
-      throw Error(Status::invalid_state,
-                  "a token was appended beyond max_length " + std::to_string(state.config.max_length) + where);
-    }
-    if ((status[s] & device_status::bad_block) != 0) {
-      throw Error(Status::invalid_argument, "the block table names a block outside the cache" + where);
-    }
-    throw Error(Status::internal, "a clustering did not fit the index" + where);
+    if (status[s] != 0) throw_status(s, status[s], state.config.max_length);
   }
 }
 

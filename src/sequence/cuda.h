@@ -12,6 +12,8 @@
 
 namespace tactic::cuda {
 
+constexpr std::int32_t kMostTokens = 1 << 28;  // of a sequence: sums over the pieces of a KV head's lists stay in 32 bits
+
 struct DeviceSequencesConfig {
   int layers = 0;
   int sequences = 0;
