@@ -1,6 +1,7 @@
 // The C API for devices where there is none: a clear answer, and everything else goes on. (On a device: tests/gpu.)
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <string>
 
 #include "tactic/tactic.h"
@@ -21,6 +22,16 @@ TEST_F(WithoutDevice, CheckSaysWhatIsMissing) {
   EXPECT_TRUE(message.find("without CUDA") != std::string::npos || message.find("no CUDA driver") != std::string::npos ||
               message.find("no usable GPU") != std::string::npos || message.find("newer driver") != std::string::npos)
       << message;
+}
+
+TEST_F(WithoutDevice, AnOldDriverIsToldBothVersions) {
+  const char* version = std::getenv("TACTIC_TEST_OLD_DRIVER");  // of tests/gpu/driver
+  if (version == nullptr) GTEST_SKIP() << "no old driver in the library path";
+  EXPECT_EQ(tactic_cuda_check(-1), TACTIC_UNSUPPORTED);
+  const std::string message = tactic_last_error();
+  EXPECT_NE(message.find(std::string("the driver supports CUDA ") + version + ", this library was built with"), std::string::npos)
+      << message;
+  EXPECT_NE(message.find("install a newer driver"), std::string::npos) << message;
 }
 
 TEST_F(WithoutDevice, BatchIsRefusedAndTheCpuGoesOn) {
@@ -58,6 +69,16 @@ TEST(CudaApi, BadValuesAreNamedBeforeTheDeviceIsAsked) {
   config.sequences = 0;
   EXPECT_EQ(tactic_cuda_batch_create(&config, &batch), TACTIC_INVALID_ARGUMENT);
   EXPECT_NE(std::string(tactic_last_error()).find("sequences is 0"), std::string::npos) << tactic_last_error();
+  config.sequences = 1;
+  tactic_options options;
+  ASSERT_EQ(tactic_options_init(&options, sizeof options), TACTIC_OK);
+  sequence.options = &options;
+  EXPECT_EQ(tactic_cuda_batch_create(&config, &batch), TACTIC_UNSUPPORTED);
+  EXPECT_NE(std::string(tactic_last_error()).find("options.verify is 1"), std::string::npos) << tactic_last_error();
+  ASSERT_EQ(tactic_cuda_options_init(&options, sizeof options), TACTIC_OK);
+  EXPECT_EQ(options.verify, 0);
+  EXPECT_EQ(options.tail_factor, 0);
+  EXPECT_EQ(options.promise, 0);
   EXPECT_EQ(tactic_cuda_append(nullptr, nullptr), TACTIC_INVALID_ARGUMENT);
   tactic_cuda_kv view;
   EXPECT_EQ(tactic_cuda_kv_init(&view, 3), TACTIC_INVALID_ARGUMENT);

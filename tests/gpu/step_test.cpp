@@ -56,8 +56,29 @@ void expect_exact(DeviceStep& step, const std::vector<LayerCase*>& layers, const
   }
 }
 
+// The heaviest cluster, by a query head's true weights, that only one of the two choices took; how many there are in `count`.
+double heaviest_disputed(const LayerIndex& index, int head, const Listed& list, const StepResult& other, const double* weights,
+                         int& count) {
+  const std::set<std::int32_t> listed(list.tokens.begin(), list.tokens.end());
+  double heaviest = 0;
+  count = 0;
+  for (const auto& segment : index.segments) {
+    const HeadClusters& clusters = segment->heads[static_cast<std::size_t>(head)];
+    for (int c = 0; c < clusters.count; ++c) {
+      const auto tokens = clusters.tokens.span().subspan(static_cast<std::size_t>(clusters.begin[static_cast<std::size_t>(c)]),
+                                                         static_cast<std::size_t>(clusters.size(c)));
+      if (listed.contains(tokens[0]) == other.has(head, tokens[0])) continue;
+      double mass = 0;
+      for (const std::int32_t t : tokens) mass += weights[t];
+      heaviest = std::max(heaviest, mass), ++count;
+    }
+  }
+  return heaviest;
+}
+
 // Every head reaches about the mass that the reference's choice reaches, for about the tokens. Estimates of the two differ by the
-// rounding of centroids' scores, so a cluster at the margin may fall on either side: one cluster's mass and size of slack.
+// rounding of centroids' scores, so a cluster at the margin may fall on either side: of few clusters, one cluster's mass and size
+// of slack.
 void expect_choice(DeviceStep& step, const std::vector<LayerCase*>& layers, const Options& options) {
   const Shape& shape = step.shape();
   for (std::size_t s = 0; s < layers.size(); ++s) {
@@ -69,7 +90,11 @@ void expect_choice(DeviceStep& step, const std::vector<LayerCase*>& layers, cons
       const int head = q / shape.group();
       const Listed list = step.listed(static_cast<int>(s), head);
       const double reached = step.exact(static_cast<int>(s), q, list).reached;
-      EXPECT_NEAR(reached, mass_reached(want, weights, shape, kv.tokens, q), 0.02) << "sequence " << s << " query head " << q;
+      int disputed = 0;
+      const double slack = heaviest_disputed(layers[s]->index(), head, list, want, weights.data() + q * kv.tokens, disputed);
+      EXPECT_NEAR(reached, mass_reached(want, weights, shape, kv.tokens, q),
+                  disputed > 2 ? 0.02 : std::max(0.02, 0.005 + disputed * slack))
+          << "sequence " << s << " query head " << q << ", " << disputed << " clusters disputed";
     }
     for (int h = 0; h < shape.kv_heads; ++h) {
       const std::int64_t always = kv.tokens - (layers[s]->index().last() - layers[s]->index().first());

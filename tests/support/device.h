@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -47,6 +48,12 @@ class OnDevice : public testing::Test {
   }
 };
 
+// Under compute-sanitizer's initcheck, poison would hide what nobody wrote: TACTIC_TEST_UNWRITTEN=1 leaves it out.
+inline bool leaves_memory_unwritten() {
+  static const bool wanted = std::getenv("TACTIC_TEST_UNWRITTEN") != nullptr;
+  return wanted;
+}
+
 // An array on the device. Fresh memory holds 0xff bytes: NaN in every float type, -1 as an integer.
 template <class T>
 class DeviceArray {
@@ -56,7 +63,7 @@ class DeviceArray {
     void* data = nullptr;
     cuda_ok(cudaMalloc(&data, std::max<std::size_t>(size * sizeof(T), 16)));
     data_.reset(static_cast<T*>(data));
-    cuda_ok(cudaMemset(data, fill, size * sizeof(T)));
+    if (fill != 0xff || !leaves_memory_unwritten()) cuda_ok(cudaMemset(data, fill, size * sizeof(T)));
   }
   explicit DeviceArray(const std::vector<T>& host) : DeviceArray(host.size()) { set(host); }
   T* get() const { return data_.get(); }
@@ -162,6 +169,9 @@ class DeviceBatch {
   }
   std::vector<float> lse() const { return lse_.host(); }
   void set_sinks(const std::vector<float>& logits) { sinks_ = DeviceArray<float>(logits); }
+  // The row of a token where the device has it.
+  std::byte* k_row(std::size_t s, std::int64_t t, int h) const { return row(kv_.k, s, t, h); }
+  std::byte* v_row(std::size_t s, std::int64_t t, int h) const { return row(kv_.v, s, t, h); }
   // Pages change places while a graph goes on: `count` drawn blocks move to free ones, what they leave is poison again.
   void move_blocks(std::mt19937_64& random, int count) {
     for (int i = 0; i < count; ++i) {
@@ -213,6 +223,9 @@ class DeviceBatch {
     kv_.block_table = device_table_.get();
   }
 
+  std::byte* row(const DeviceRows& rows, std::size_t s, std::int64_t t, int h) const {
+    return const_cast<std::byte*>(rows.data) + place(rows, static_cast<std::int64_t>(s), t, h);
+  }
   std::int64_t place(const DeviceRows& rows, std::int64_t s, std::int64_t t, std::int64_t h) const {
     if (table_.empty()) return s * rows.sequence_stride + t * rows.token_stride + h * rows.head_stride;
     const std::int64_t block = table_[static_cast<std::size_t>(s * kv_.max_blocks + t / kv_.block_size)];

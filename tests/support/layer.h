@@ -22,8 +22,8 @@ struct LayerSpec {
   float sharpness = 2.0f;  // standard deviation of the logits over topics
   int sinks = 4;           // always attended, before the first segment
   int recent = 64;         // behind the last
-  int segments = 1;
-  int cluster_size = 16;  // most tokens a cluster takes of its topic
+  int segments = 1;        // 0: nothing is clustered
+  int cluster_size = 16;   // most tokens a cluster takes of its topic
   bool int8_centroids = true;
 };
 
