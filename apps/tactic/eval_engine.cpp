@@ -3,9 +3,11 @@
 
 #include <dlfcn.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 
 #include "cluster/cluster.h"
 #include "core/error.h"
@@ -81,31 +83,55 @@ void EvalEngine::decode(std::span<const Token> tokens, const char* what) {
   progress.finish();
 }
 
+// What h2o needs of a prompt besides K and V lies beside its state, or without a cache in a file that ends with this process.
+std::string EvalEngine::watch_path(std::uint64_t key) const {
+  if (cache_) return cache_->watch_path(key);
+  return (std::filesystem::temp_directory_path() / fmt::format("tactic-eval-{}.watch", getpid())).string();
+}
+
+EvalEngine::~EvalEngine() {
+  std::error_code ignored;
+  if (!cache_ && options_.columns) std::filesystem::remove(watch_path(0), ignored);
+}
+
+// From the cache, if everything that the methods need is there.
+bool EvalEngine::restore(std::uint64_t key, const Tokens& prompt, double& seconds) {
+  if (!cache_ || (options_.columns && !std::filesystem::exists(watch_path(key)))) return false;
+  const auto found = cache_->find(key, prompt);
+  if (!found) return false;
+  held_.clear();
+  if (!context_->load_state(found->state) || context_->length() != static_cast<int>(prompt.size())) {
+    throw Error(Status::corrupt,
+                fmt::format("cache folder {} holds a state that the engine refuses: empty it", cache_->folder()));
+  }
+  seconds = found->prefill_seconds;
+  return true;
+}
+
 double EvalEngine::read(const Tokens& prompt) {
   set("method", "stock");
   if (prompt == held_) return 0;
   const std::uint64_t key = cache_ ? Cache::key_of(*model_, prompt) : 0;
-  if (cache_) {
-    if (auto found = cache_->find(key, prompt)) {
-      held_.clear();
-      if (!context_->load_state(found->state) || context_->length() != static_cast<int>(prompt.size())) {
-        throw Error(Status::corrupt,
-                    fmt::format("cache folder {} holds a state that the engine refuses: empty it", cache_->folder()));
-      }
-      held_ = prompt;
-      return found->prefill_seconds;
-    }
+  double seconds = 0;
+  if (restore(key, prompt, seconds)) {
+    held_ = prompt;
+    held_key_ = key;
+    return seconds;
   }
-  // Samples of a task often begin alike.
+  // Samples of a task often begin alike. Sums over columns are those of one whole prompt.
   std::size_t common = 0;
   while (common < std::min(held_.size(), prompt.size() - 1) && held_[common] == prompt[common]) ++common;
-  if (common < kShown || prompt.size() - common <= kShown) common = 0;
+  if (common < kShown || prompt.size() - common <= kShown || options_.columns) common = 0;
   context_->truncate(static_cast<int>(common));
   held_.clear();
   const auto start = Clock::now();
+  set("watch_columns", options_.columns ? "1" : "0");
   decode(std::span(prompt).subspan(common), "read");
-  const double seconds = seconds_since(start);
+  set("watch_columns", "0");
+  seconds = seconds_since(start);
   held_ = prompt;
+  held_key_ = key;
+  if (options_.columns) plugin_->save_watch(watch_path(key));
   if (cache_ && common == 0) cache_->keep(key, prompt, {.state = context_->save_state(), .prefill_seconds = seconds});
   return common == 0 ? seconds : 0;
 }
@@ -121,8 +147,13 @@ void EvalEngine::start(const eval::Arm& arm, double budget, std::span<const Toke
   const std::size_t shown = std::min(kShown, held_.size() - 1);
   context_->truncate(static_cast<int>(held_.size() - shown));
   Tokens tail(held_.end() - static_cast<std::ptrdiff_t>(shown), held_.end());
+  if (arm.method == "h2o") {  // the sums of the whole prompt; those of the question, if it is read here, are added to them
+    decode(tail, "show");
+    plugin_->load_watch(watch_path(held_key_));
+    tail.clear();
+  }
   tail.insert(tail.end(), question.begin(), question.end());
-  decode(tail, "show");
+  if (!tail.empty()) decode(tail, "show");
   mass_ = arm.mass;
   steps_ = 0;
   sums_ = {};

@@ -18,6 +18,7 @@ struct EngineOptions {
   int threads = 0;
   std::string cache;  // folder of read prompts; empty: the default one
   bool keep_prompts = true;
+  bool columns = false;  // h2o is among the methods: prompts are read with the sums that it needs
   bool verbose = false;
 };
 
@@ -38,6 +39,9 @@ struct Attended {
 class EvalEngine {
  public:
   explicit EvalEngine(const EngineOptions& options);
+  ~EvalEngine();
+  EvalEngine(const EvalEngine&) = delete;
+  EvalEngine& operator=(const EvalEngine&) = delete;
 
   const Model& model() const { return *model_; }
   Context& context() { return *context_; }
@@ -68,6 +72,8 @@ class EvalEngine {
 
  private:
   void decode(std::span<const Token> tokens, const char* what);
+  bool restore(std::uint64_t key, const Tokens& prompt, double& seconds);
+  std::string watch_path(std::uint64_t key) const;
   static void on_row(const tactic_llama_trace* row, void* self);
   void count(const tactic_llama_trace& row);
 
@@ -79,6 +85,7 @@ class EvalEngine {
   std::optional<Context> context_;
   std::uint64_t identity_ = 0;
   std::string build_;
+  std::uint64_t held_key_ = 0;
   Tokens held_;  // tokens of the prompt that the context holds
   double mass_ = 0;
   int steps_ = 0;

@@ -6,6 +6,7 @@
 #include "eval.h"
 #include "eval/statistics.h"
 #include "eval_attention.h"
+#include "eval_clustered.h"
 #include "interrupt.h"
 #include "session.h"
 

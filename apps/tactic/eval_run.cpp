@@ -98,12 +98,14 @@ Json EvalRun::describe_run() const {
 
 void EvalRun::open(int context) {
   if (options_.model.empty()) throw Error(Status::invalid_argument, "no model: name one with --model");
-  engine_.emplace(EngineOptions{.model = options_.model,
-                                .context = context,
-                                .threads = options_.threads,
-                                .cache = options_.cache,
-                                .keep_prompts = options_.keep_prompts,
-                                .verbose = options_.verbose});
+  engine_.emplace(EngineOptions{
+      .model = options_.model,
+      .context = context,
+      .threads = options_.threads,
+      .cache = options_.cache,
+      .keep_prompts = options_.keep_prompts,
+      .columns = std::any_of(spec_.arms.begin(), spec_.arms.end(), [](const Arm& arm) { return arm.method == "h2o"; }),
+      .verbose = options_.verbose});
   for (const Arm& arm : spec_.arms) {
     const std::string problem = engine_->method_problem(arm);
     const bool sourced = arm.budget_of.empty() ||

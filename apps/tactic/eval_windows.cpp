@@ -13,6 +13,9 @@
 namespace tactic::program {
 namespace {
 
+// Windows lie as far apart as if so many steps were taken: experiments of up to so many share their prompts, which are read once.
+constexpr std::int64_t kSharedSteps = 32;
+
 // 0 .. count - 1 in bit-reversed order of the next power of two.
 std::vector<std::int64_t> spread_order(std::int64_t count) {
   int bits = 0;
@@ -48,7 +51,7 @@ std::vector<Window> make_windows(const Model& model, const std::vector<std::stri
   for (const std::string& path : texts) {
     const Tokens tokens = model.tokenise(read_document(path), false, false);
     const std::int64_t fresh = context - static_cast<std::int64_t>(start.size());
-    const std::int64_t length = fresh + steps;
+    const std::int64_t length = fresh + std::max<std::int64_t>(steps, kSharedSteps);
     const std::int64_t windows = static_cast<std::int64_t>(tokens.size()) / length;
     if (windows == 0) {
       throw Error(Status::invalid_argument,
@@ -66,7 +69,7 @@ std::vector<Window> make_windows(const Model& model, const std::vector<std::stri
       window.prompt = start;
       const auto from = tokens.begin() + window.first;
       window.prompt.insert(window.prompt.end(), from, from + fresh);
-      window.steps.assign(from + fresh, from + length);
+      window.steps.assign(from + fresh, from + fresh + steps);
       made.push_back(std::move(window));
     }
     if (static_cast<int>(made.size()) < count)

@@ -22,9 +22,9 @@ void describe(const Window& window, eval::Json& config);
 // Of prompt and steps, 16 hexadecimal digits.
 std::string hash_of(const Window& window);
 
-// Non-overlapping windows of `context` + `steps` tokens, at most `count` a text, windows of the texts in turn. The order within a
-// text is that of a binary fraction's bits reversed (0, 1/2, 1/4, 3/4, ...): more windows later leave the earlier ones as they
-// are. Throws Error(invalid_argument) when a text has not one window, and says how many tokens are missing.
+// Non-overlapping windows of `context` + `steps` (32 at least) tokens, at most `count` a text, windows of the texts in turn. The
+// order within a text is that of a binary fraction's bits reversed (0, 1/2, 1/4, 3/4, ...): more windows later leave the earlier
+// ones as they are. Throws Error(invalid_argument) when a text has not one window, and says how many tokens are missing.
 std::vector<Window> make_windows(const Model& model, const std::vector<std::string>& texts, int context, int steps, int count);
 
 }  // namespace tactic::program

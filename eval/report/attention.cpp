@@ -45,14 +45,18 @@ std::string budgets_section(const JournalContent& journal, const Json& spec) {
     Table alone(heads);
     Table united(heads);
     for (const ArmResults& arm : group.arms) {
-      alone.add(budget_row(arm, "alone"));
+      if ((*arm.samples.front())["result"].contains("alone")) alone.add(budget_row(arm, "alone"));
       united.add(budget_row(arm, "united"));
     }
     text += alone.html();
+    text += paragraph(
+        "Goal mass: rows are spent until P of the head's mass is reached. Arms of tactic without goal=mass spend them for a "
+        "small "
+        "error of the output (goal error) and have no budget of a head alone: they are in the next table only.");
     text += heading("A KV head's union, as it is attended");
     text += paragraph(
         "optimal and cluster optimal: unions of the query heads' own sets; achieved and success: of each query head on the "
-        "union.");
+        "union. Success against P is what goal error does not aim at.");
     text += united.html();
   }
   Table published({"paper: model", "P", "optimal", "cluster optimal", "Tactic", "achieved", "success"});

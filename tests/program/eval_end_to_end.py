@@ -51,14 +51,14 @@ class OnTheModel(unittest.TestCase):
         cls.folder.cleanup()
 
     def closeness(self, output):
-        return ["fig9", "-m", MODEL, "-f", self.text, "-c", 1200, "-s", 3, "-w", 1, "--methods", "full,paper,tactic,quest",
+        return ["fig9", "-m", MODEL, "-f", self.text, "-c", 1200, "-s", 3, "-w", 1, "--methods", "full,paper,tactic,quest,h2o",
                 "-p", "0.9", "--cache", self.cache, "-o", output]
 
     def test_finished_samples_survive_kills_at_any_moment(self):
         whole = self.dir / "whole"
         run(*self.closeness(whole))
         wanted = samples(whole / "fig9.jsonl")
-        self.assertEqual(len(wanted), 5)  # full, paper, tactic, quest at the budget of each
+        self.assertEqual(len(wanted), 7)  # full, paper, tactic; quest and h2o at the budget of each
         broken = self.dir / "broken"
         path = broken / "fig9.jsonl"
         seed = random.randrange(1 << 30)
@@ -85,7 +85,7 @@ class OnTheModel(unittest.TestCase):
         keys = re.findall(r'"key":"([0-9a-f]+)"', path.read_text())
         self.assertEqual(len(keys), len(set(keys)), "a sample was measured twice")
         again = run(*self.closeness(broken))
-        self.assertIn("5 samples", again.stdout)
+        self.assertIn("7 samples", again.stdout)
         self.assertIn("0 measured now", again.stdout)
 
     def test_ruler_answers_and_report(self):
@@ -111,7 +111,9 @@ class OnTheModel(unittest.TestCase):
         found = list(samples(output / "table1.jsonl").values())
         self.assertGreater(len(found), 3)
         for record in found:
-            for part in ("alone", "united"):
+            by_error = record["config"]["arm"].startswith("tactic") and "goal=mass" not in record["config"]["arm"]
+            self.assertEqual("alone" in record["result"], not by_error, "goal error has no budget of a head alone")
+            for part in ("united",) if by_error else ("alone", "united"):
                 figures = record["result"][part]
                 self.assertLessEqual(figures["optimal"], figures["cluster_optimal"] + 1e-9)
                 self.assertGreaterEqual(figures["achieved"], 0.5 * record["config"]["mass"])
