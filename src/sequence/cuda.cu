@@ -101,15 +101,15 @@ struct Layer {
                                      "its block table names a block outside the cache (block_count); the tokens of such "
                                      "blocks were left out");
   }
-  if ((status & device_status::bad_index) != 0) {
-    throw Error(Status::corrupt, where +
-                                     "its clusters contradict its length or themselves, or do not fit the index; clear the "
-                                     "sequence and prefill it again");
-  }
   if ((status & device_status::non_finite) != 0) {
     throw Error(Status::non_finite, where +
                                         "q, K or V holds NaN or infinity; outputs of the heads concerned are NaN, tokens that "
                                         "were to be clustered stay unclustered");
+  }
+  if ((status & device_status::bad_index) != 0) {
+    throw Error(Status::corrupt, where +
+                                     "its clusters contradict its length or themselves, or do not fit the index; clear the "
+                                     "sequence and prefill it again");
   }
   throw Error(Status::internal, where + "a list was full; outputs lack the mean V of some clusters");
 }

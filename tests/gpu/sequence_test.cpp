@@ -130,6 +130,9 @@ class GpuSequence : public OnDevice {
     }
   }
 
+  // NaN in a key of sequence 0, KV head 0, in both layers.
+  void break_key(std::int64_t token) { cuda_ok(cudaMemset(batch_->k_row(0, token, 0), 0xff, 2)); }
+
   cuda::DeviceSequencesConfig config_;
   std::vector<std::unique_ptr<KvCase>> cases_;
   std::unique_ptr<DeviceBatch> batch_;
@@ -207,16 +210,30 @@ TEST_F(GpuSequence, AFullSequenceStaysAndSaysSo) {
 
 TEST_F(GpuSequence, NaNLeavesTheTokensUnclustered) {
   cuda::DeviceSequences& all = *sequences_;
-  const DeviceRows& k = batch_->kv().k;
-  const std::int32_t block = fetch(batch_->kv().block_table, 1)[0];  // sequence 0, tokens 0 .. 15
-  const std::uint16_t nan = 0x7fc0;
-  cuda_ok(
-      cudaMemcpy(const_cast<std::byte*>(k.data) + block * k.block_stride + 7 * k.token_stride, &nan, 2, cudaMemcpyHostToDevice));
+  break_key(7);
   all.set_length(0, 1000, nullptr);
   all.cluster(0, kvs(), 0, 1000, nullptr);
   EXPECT_THROW(all.settle(nullptr), Error);
   EXPECT_EQ(all.due(0, 0, 1000), 932);
   EXPECT_EQ(fetch(all.index(0).range, 2), (std::vector<std::int32_t>{0, 0}));
+}
+
+TEST_F(GpuSequence, NaNInALaterPieceOfAPromptKeepsTheEarlierOnes) {
+  config_.options.segment_tokens = 300;
+  sequences_ = std::make_unique<cuda::DeviceSequences>(config_);
+  cuda::DeviceSequences& all = *sequences_;
+  batch_->kv().lengths = all.lengths();
+  break_key(400);  // of the second of three pieces
+  all.set_length(0, 1000, nullptr);
+  EXPECT_EQ(all.cluster(0, kvs(), 0, 1000, nullptr), 932);
+  try {
+    all.settle(nullptr);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.status(), Status::non_finite) << error.what();
+  }
+  expect_clustered(0, 0, 4, 4 + 932 / 3);
+  EXPECT_EQ(all.due(0, 0, 1000), 512) << "the rest is due again, as generated tokens are";
 }
 
 }  // namespace
