@@ -30,7 +30,7 @@ std::vector<std::string> budget_row(const ArmResults& arm, const char* part) {
           shown(in_clusters, 4),
           with_interval(bootstrap(column(arm, part, "taken")), 4),
           shown(taken / in_clusters),
-          percent(bootstrap(column(arm, part, "achieved"))) + "%",
+          shown(100 * mean_of(column(arm, part, "achieved"))) + "%",
           percent(bootstrap(column(arm, part, "success"))) + "%"};
 }
 
@@ -38,7 +38,7 @@ std::vector<std::string> budget_row(const ArmResults& arm, const char* part) {
 
 std::string budgets_section(const JournalContent& journal, const Json& spec) {
   std::string text;
-  const std::vector<std::string> heads = {"arm",      "windows", "optimal", "cluster optimal", "taken", "taken / cluster optimal",
+  const std::vector<std::string> heads = {"arm",      "windows", "optimal", "cluster optimal", "taken", "of cluster optimal",
                                           "achieved", "success"};
   for (const Group& group : group_samples(journal, false)) {
     text += heading(fmt::format("{}, {} tokens: each query head by itself (the paper's table)", group.model, group.context));

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 
 #include "report.h"
 
@@ -54,6 +55,37 @@ std::string family(const ArmResults& arm) {
   return config.contains("set") && !config["set"].empty() ? arm.method + " variants" : arm.method;
 }
 
+// Names of the texts whose windows were measured; none if there is only one.
+std::vector<std::string> texts_of(const Group& group) {
+  std::set<std::string> names;
+  for (const ArmResults& arm : group.arms) {
+    for (const Json* sample : arm.samples) names.insert((*sample)["config"].value("text", ""));
+  }
+  if (names.size() < 2) return {};
+  return {names.begin(), names.end()};
+}
+
+// Mean over the windows of one text.
+std::string shown_of_text(const ArmResults& arm, const std::string& text) {
+  std::vector<double> values;
+  for (const Json* sample : arm.samples) {
+    if ((*sample)["config"].value("text", "") == text) values.push_back(number(*sample, "kl_mean"));
+  }
+  return values.empty() ? "" : shown(mean_of(values));
+}
+
+// One colour a method, in the order of the page; rings where the budget is not that of its first series.
+void colour_by_method(Plot& plot) {
+  std::vector<std::string> methods;
+  for (Series& series : plot.series) {
+    const std::string method = series.name.substr(0, series.name.find(' '));
+    const auto found = std::find(methods.begin(), methods.end(), method);
+    series.colour = static_cast<int>(found - methods.begin());
+    series.hollow = found != methods.end();
+    if (!series.hollow) methods.push_back(method);
+  }
+}
+
 // Errors of attention's output where they were measured (Figures 3 and 5).
 std::string error_part(const Group& group) {
   Table table({"arm", "tokens", "mean |o - o_full|", "variance", "95th percentile", "largest", "relative mean", "KL"});
@@ -100,7 +132,11 @@ std::string closeness_section(const JournalContent& journal, const Json& /*spec*
   std::string text;
   for (const Group& group : group_samples(journal, false)) {
     text += heading(fmt::format("{}, {} tokens", group.model, group.context));
-    Table table({"arm", "windows", "KL", "KL - KL(paper P=0.9)", "KL, top 50", "top-1", "tokens", "bytes"});
+    const std::vector<std::string> texts = texts_of(group);
+    std::vector<std::string> heads = {"arm", "windows", "KL", "KL - KL(paper P=0.9)"};
+    for (const std::string& name : texts) heads.push_back(name.substr(0, name.rfind('.')));
+    for (const char* head : {"top 50", "top-1", "tokens", "bytes"}) heads.emplace_back(head);
+    Table table(std::move(heads));
     Plot plot{.title = "KL to the engine's own full attention against bytes read",
               .x_label = "bytes of K, V and metadata, % of dense",
               .y_label = "KL",
@@ -111,10 +147,14 @@ std::string closeness_section(const JournalContent& journal, const Json& /*spec*
     for (const ArmResults& arm : group.arms) {
       const Interval kl = bootstrap(column(arm, "kl_mean"));
       const double bytes = 100 * mean_of(column(arm, "bytes_share"));
-      table.add({arm.arm, std::to_string(arm.samples.size()), with_interval(kl),
-                 paper != nullptr && paper != &arm ? against(arm, *paper) : "",
-                 with_interval(bootstrap(column(arm, "kl_top50_mean"))), shown(100 * mean_of(column(arm, "top1"))) + "%",
-                 shown(mean_of(column(arm, "kv_tokens")), 4), shown(bytes) + "%"});
+      std::vector<std::string> row = {arm.arm, std::to_string(arm.samples.size()), with_interval(kl),
+                                      paper != nullptr && paper != &arm ? against(arm, *paper) : ""};
+      for (const std::string& name : texts) row.push_back(shown_of_text(arm, name));
+      row.push_back(shown(mean_of(column(arm, "kl_top50_mean"))));
+      row.push_back(shown(100 * mean_of(column(arm, "top1"))) + "%");
+      row.push_back(shown(mean_of(column(arm, "kv_tokens")), 4));
+      row.push_back(shown(bytes) + "%");
+      table.add(std::move(row));
       const std::string name = family(arm);
       auto series = std::find_if(plot.series.begin(), plot.series.end(), [&](const Series& s) { return s.name == name; });
       if (series == plot.series.end()) {
@@ -142,7 +182,9 @@ std::string closeness_section(const JournalContent& journal, const Json& /*spec*
       }
       series = std::move(sorted);
     }
+    colour_by_method(plot);
     text += error_part(group) + svg_of(plot) + table.html();
+    if (!texts.empty()) text += paragraph("Columns named after a text: mean KL over its windows.");
     text += paragraph(
         "'full' is lossless attention in another summation order: its KL is the engine's numerical noise, which no method goes "
         "below.");

@@ -11,7 +11,7 @@ namespace tactic::eval {
 namespace {
 
 constexpr double kWidth = 720, kHeight = 420;
-constexpr double kLeft = 72, kRight = 190, kTop = 34, kBottom = 52;
+constexpr double kLeft = 72, kRight = 200, kTop = 34, kBottom = 52;
 
 // Okabe and Ito's colours: told apart by colour-blind readers, too.
 constexpr const char* kColours[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00",
@@ -73,7 +73,7 @@ class Drawing {
                     kWidth, kHeight, escaped(plot_.title), kLeft, escaped(plot_.title));
     if (any_) {
       axes();
-      for (std::size_t i = 0; i < plot_.series.size(); ++i) draw(plot_.series[i], kColours[i % std::size(kColours)], i);
+      for (std::size_t i = 0; i < plot_.series.size(); ++i) draw(plot_.series[i], i);
     } else {
       svg_ += fmt::format("<text x=\"{}\" y=\"{}\">no measured point yet</text>", kLeft, kHeight / 2);
     }
@@ -103,7 +103,11 @@ class Drawing {
                         (kTop + kHeight - kBottom) / 2, escaped(plot_.y_label));
   }
 
-  void draw(const Series& series, const char* colour, std::size_t number) {
+  void draw(const Series& series, std::size_t number) {
+    const std::size_t wanted = series.colour < 0 ? number : static_cast<std::size_t>(series.colour);
+    const char* const colour = kColours[wanted % std::size(kColours)];
+    const bool hollow = series.hollow || wanted >= std::size(kColours);
+    const std::string fill = fmt::format("fill=\"{}\" stroke=\"{}\" stroke-width=\"1.6\"", hollow ? "#fff" : colour, colour);
     std::string path;
     std::string marks;
     for (std::size_t i = 0; i < series.x.size(); ++i) {
@@ -119,15 +123,16 @@ class Drawing {
       const std::string label = i < series.labels.size()
                                     ? series.labels[i]
                                     : fmt::format("{}: {}, {}", series.name, shown(series.x[i]), shown(series.y[i]));
-      marks += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\" fill=\"{}\"><title>{}</title></circle>", px, py,
-                           series.x.size() > 60 ? "1.8" : "3.5", colour, escaped(label));
+      marks += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\" {}><title>{}</title></circle>", px, py,
+                           series.x.size() > 60 ? "1.2" : "3", fill, escaped(label));
     }
     if (series.line && !path.empty())
-      svg_ += fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\"/>", path, colour);
+      svg_ += fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\"{}/>", path, colour,
+                          hollow ? " stroke-dasharray=\"5 3\"" : "");
     svg_ += marks;
     const double at = kTop + 8 + 17 * static_cast<double>(number);
-    svg_ += fmt::format("<rect x=\"{0}\" y=\"{1}\" width=\"10\" height=\"10\" fill=\"{2}\"/><text x=\"{3}\" y=\"{4}\">{5}</text>",
-                        kWidth - kRight + 10, at - 9, colour, kWidth - kRight + 25, at, escaped(series.name));
+    svg_ += fmt::format("<rect x=\"{0}\" y=\"{1}\" width=\"9\" height=\"9\" {2}/><text x=\"{3}\" y=\"{4}\">{5}</text>",
+                        kWidth - kRight + 10, at - 9, fill, kWidth - kRight + 25, at, escaped(series.name));
   }
 
   const Plot& plot_;

@@ -14,6 +14,8 @@ struct Series {
   std::vector<std::string> labels;  // shown when the pointer rests on a point; empty: x and y
   bool line = true;
   bool dots = true;
+  int colour = -1;      // number of the colour; -1: the series' own number
+  bool hollow = false;  // rings and a dashed line: a second series of the same colour
 };
 
 struct Plot {

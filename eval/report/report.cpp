@@ -16,9 +16,9 @@ namespace {
 constexpr const char* kHead =
     R"(<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Tactic: results</title><style>
-body{font:15px/1.45 system-ui,sans-serif;max-width:1080px;margin:24px auto;padding:0 16px;color:#1b1b1b;background:#fff}
+body{font:15px/1.45 system-ui,sans-serif;max-width:1180px;margin:24px auto;padding:0 16px;color:#1b1b1b;background:#fff}
 h1{font-size:1.5em}h2{margin-top:2em;border-bottom:1px solid #ccc;padding-bottom:4px;font-size:1.25em}h3{font-size:1.05em;margin:1.4em 0 .4em}
-table{border-collapse:collapse;margin:.6em 0;font-variant-numeric:tabular-nums}td,th{padding:3px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid #e4e4e4}
+table{border-collapse:collapse;margin:.6em 0;font:14px/1.4 system-ui,sans-serif;font-variant-numeric:tabular-nums}td,th{padding:3px 8px;text-align:right;white-space:nowrap;border-bottom:1px solid #e4e4e4}
 th{border-bottom:1.5px solid #777;font-weight:600}td:first-child,th:first-child{text-align:left}.wide{overflow-x:auto}
 svg{width:100%;max-width:860px;height:auto;display:block;margin:.6em 0;font:12px system-ui,sans-serif}svg .grid{stroke:#e2e2e2}svg .title{font-weight:600;font-size:13px}
 .note{color:#555;max-width:860px}details{margin:.6em 0;color:#444}summary{cursor:pointer}code{background:#f4f4f4;padding:1px 4px}
@@ -56,7 +56,7 @@ std::string machine_of(const JournalContent& journal) {
       const Json value = run.value(field, Json(""));
       return value.is_string() ? value.get<std::string>() : value.dump();
     };
-    std::vector<std::string> row = {text("started"), text("model"),   text("program"),   text("engine"),
+    std::vector<std::string> row = {text("started"), text("model"),   text("program"),   text("build"), text("engine"),
                                     text("isa"),     text("threads"), text("processor"), text("system")};
     std::string rest;
     for (std::size_t i = 1; i < row.size(); ++i) rest += row[i] + "|";
