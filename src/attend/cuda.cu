@@ -12,7 +12,8 @@
 namespace tactic::cuda {
 namespace {
 
-constexpr std::size_t kStaticShared = 2048;  // of the kernels, rounded up
+constexpr std::size_t kStaticShared = 2048;     // of the kernels, rounded up
+constexpr std::size_t kMostTableBytes = 16384;  // of WorkTables besides the prefix sums
 
 int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
@@ -26,15 +27,13 @@ int grid_blocks() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 struct Scratch {
-  std::size_t arrivals, sums, partial, bytes;
+  std::size_t sums, partial, bytes;
 };
 Scratch scratch_layout(const Shape& shape, int sequences) {
   const auto problems = static_cast<std::size_t>(sequences) * shape.kv_heads;
   const std::size_t slots = (problems + grid_blocks()) * shape.group();
   Scratch s{};
-  s.arrivals = 0;
-  s.sums = aligned(problems * sizeof(std::uint32_t));
-  s.partial = s.sums + aligned(slots * sizeof(float2));
+  s.partial = aligned(slots * sizeof(float2));
   s.bytes = s.partial + aligned(slots * shape.v_head_dim * sizeof(float));
   return s;
 }
@@ -102,7 +101,6 @@ AttendArgs make_args(const DeviceQuery& query, const DeviceKv& kv, const DeviceO
   a.status = status;
   const Scratch layout = scratch_layout(query.shape, kv.sequences);
   auto* base = static_cast<std::byte*>(scratch);
-  a.arrivals = reinterpret_cast<std::uint32_t*>(base + layout.arrivals);
   a.partial_sum = reinterpret_cast<float2*>(base + layout.sums);
   a.partial = reinterpret_cast<float*>(base + layout.partial);
   return a;
@@ -120,22 +118,22 @@ AttendKernel choose_kernel(const AttendArgs& a) {
 }
 
 // Warps of a thread block: as many as find room for their rings.
-Launch lay_out(AttendArgs& a, const AttendKernel& kernel, int most_warps = kMaxWarps) {
-  const int grid = grid_blocks();
+Launch lay_out(AttendArgs& a, const AttendKernel& kernel) {
   const std::size_t limit = static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) - kStaticShared;
   const auto chunks = [](int dim, DeviceType type) { return static_cast<int>(dim * size_of(type) / 16); };
   a.ring_bytes = kernel.stages * stage_bytes(chunks(a.dim, a.k_type), chunks(a.v_dim, a.v_type), a.v_dim, a.group,
-                                             a.lists.represented_count != nullptr);
+                                             a.lists.represented_count != nullptr) +
+                 kernel.entry_bytes;
   a.math_bytes = kernel.any ? AnyMath::warp_bytes(a.group, a.dim, a.v_dim) / 16 * 16 + 16 : 0;
-  const std::size_t prefix = (static_cast<std::size_t>(a.problems) + 4) / 4 * 16;
-  for (int warps = most_warps; warps > 0; --warps) {
-    const std::size_t fold = static_cast<std::size_t>(warps) * std::min(a.group, 8) * (a.v_dim + 4) * 4;
-    const std::size_t merge = static_cast<std::size_t>((2 * grid * a.group + 3) / 4 + warps * 32) * 16;
-    const std::size_t bytes = static_cast<std::size_t>(warps) * (a.ring_bytes + a.math_bytes) + std::max(fold, merge) + prefix;
+  const std::size_t own = static_cast<std::size_t>(a.group) * a.v_dim * sizeof(float);
+  const std::size_t work = sizeof(AlwaysWork) * a.problems + sizeof(PieceWork) * a.problems * a.lists.pieces;
+  a.tables = work <= kMostTableBytes;
+  const std::size_t prefix = (static_cast<std::size_t>(a.problems) + 4) / 4 * 16 + (a.tables ? work : 0);
+  for (int warps = kernel.warps; warps > 0; --warps) {
+    const std::size_t bytes = static_cast<std::size_t>(warps) * (a.ring_bytes + a.math_bytes) + own + prefix;
     if (bytes > limit) continue;
-    a.fold_bytes = static_cast<std::int32_t>(std::max(fold, merge));
     Launch launch;
-    launch.grid = static_cast<unsigned>(grid);
+    launch.grid = static_cast<unsigned>(grid_blocks());
     launch.block = static_cast<unsigned>(32 * warps);
     launch.shared_bytes = bytes;
     launch.dependent = true;

@@ -5,6 +5,10 @@
 
 namespace tactic::cuda {
 
-AttendKernel any_kernel() { return {attend_kernel<AnyMath, 1>, 1, true}; }
+AttendKernel any_kernel() {
+  AttendKernel kernel = attend_kernel_of<AnyMath, 1>();
+  kernel.any = true;
+  return kernel;
+}
 
 }  // namespace tactic::cuda

@@ -8,7 +8,7 @@ namespace tactic::cuda {
 
 class AnyMath {
  public:
-  static constexpr int kTiles = 2;
+  static constexpr int kTiles = 2, kWarps = 8;
   static constexpr float kLift = 0;
 
   // Floats of a warp: queries [G, dim], outputs [G, v_dim], weights [G, 16], factors [16].

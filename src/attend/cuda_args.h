@@ -10,7 +10,7 @@ namespace tactic::cuda {
 
 constexpr int kTile = 16;             // tokens a warp weighs at once: k of mma m16n8k16
 constexpr int kRepresentedTile = 32;  // clusters a warp weighs at once: half the bytes of a tile of tokens in 16 bit
-constexpr int kMaxWarps = 8;          // of a thread block
+constexpr int kMaxWarps = 12;         // of a thread block
 constexpr int kMaxPieces = 30;        // of DeviceLists: a lane each, and two lanes for the always-attended ranges
 constexpr int kMaxProblems = 8192;    // (sequence, KV head) pairs of a call: their prefix sums lie in shared memory
 
@@ -45,13 +45,12 @@ struct AttendArgs {
   std::int32_t problems, kv_heads, group, dim, v_dim;
   Divisor by_heads, by_pieces;
   std::uint32_t* status;
-  // scratch
+  // scratch, zero between calls
   float* partial;           // [thread blocks + problems, G, v_dim] unnormalised outputs
   float2* partial_sum;      // [thread blocks + problems, G] maximum of log2 domain logits, sum
-  std::uint32_t* arrivals;  // [problems]
   std::int32_t ring_bytes;  // of one warp
   std::int32_t math_bytes;  // of one warp, besides
-  std::int32_t fold_bytes;  // of the memory in which warps' results meet
+  bool tables;              // room for WorkTables in shared memory
 };
 
 }  // namespace tactic::cuda

@@ -13,7 +13,7 @@ struct MatrixKernels {
 
   template <int kDim, int kTiles>
   static AttendKernel kernel() {
-    return {attend_kernel<MatrixMath<T, kFp8, kDim, kTiles>, kStages>, kStages};
+    return attend_kernel_of<MatrixMath<T, kFp8, kDim, kTiles>, kStages>();
   }
   template <int kDim>
   static AttendKernel of_tiles(int tiles) {

@@ -7,8 +7,10 @@ namespace tactic::cuda {
 
 struct AttendKernel {
   void (*kernel)(AttendArgs) = nullptr;
-  int stages = 0;    // of a warp's ring
-  bool any = false;  // AnyMath, which needs memory of its own
+  int stages = 0;       // of a warp's ring
+  int warps = 0;        // of a thread block, at most
+  int entry_bytes = 0;  // Ring's, of a warp
+  bool any = false;     // AnyMath, which needs memory of its own
 };
 
 // On tensor cores: head_dim = v_head_dim, tiles of 8 heads: 1 or 2. Null where there is none.

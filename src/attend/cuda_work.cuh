@@ -22,31 +22,32 @@ __device__ __forceinline__ int tiles_of(int count, int tile) { return (count + t
 // Always-attended tokens: 0 .. sinks - 1 and first .. first + recent - 1.
 struct AlwaysWork {
   int sinks, first, recent;
-  bool bad;
+  int length;
+  int bad;
 };
 __device__ __forceinline__ AlwaysWork always_work(const AttendArgs& a, int sequence) {
-  const int length = a.lengths[sequence];
+  const int length = __ldcg(a.lengths + sequence);
   int first = 0, last = 0;
   if (a.range != nullptr) {
-    const int2 range = reinterpret_cast<const int2*>(a.range)[sequence];
+    const int2 range = __ldcg(reinterpret_cast<const int2*>(a.range) + sequence);
     first = range.x, last = range.y;
   }
   const bool bad = length < 0 || length > a.max_length || first < 0 || last < first || length < last;
-  return {bad ? 0 : first, last, bad ? 0 : length - last, bad};
+  return {bad ? 0 : first, last, bad ? 0 : length - last, length, bad};
 }
 
 // What a (problem, piece) lists.
 struct PieceWork {
-  int tokens, represented;
-  bool bad;
+  int tokens, first, represented;
+  int bad;
 };
 __device__ __forceinline__ PieceWork piece_work(const AttendArgs& a, int entry) {
-  const int tokens = a.lists.token_count[entry];
-  const int represented = a.lists.represented_count == nullptr ? 0 : a.lists.represented_count[entry];
-  const int first = a.lists.token_first[entry];
+  const int tokens = __ldcg(a.lists.token_count + entry);
+  const int represented = a.lists.represented_count == nullptr ? 0 : __ldcg(a.lists.represented_count + entry);
+  const int first = __ldcg(a.lists.token_first + entry);
   const bool bad_tokens = tokens < 0 || first < 0 || first > a.lists.token_stride - tokens;
   const bool bad_represented = represented < 0 || represented > a.lists.represented_stride;
-  return {bad_tokens ? 0 : tokens, bad_represented ? 0 : represented, bad_tokens || bad_represented};
+  return {bad_tokens ? 0 : tokens, first, bad_represented ? 0 : represented, bad_tokens || bad_represented};
 }
 
 // A thread block's stretch of tiles. The line is cut into gridDim.x stretches that differ by at most one tile.
@@ -63,81 +64,96 @@ __device__ __forceinline__ int block_of_tile(const Stretch& stretch, int x) {
   return static_cast<int>(stretch.larger + (tile - border) / stretch.size);
 }
 
-// first_tile [problems + 1] in shared memory: tiles before each problem. All threads take part; ends in a barrier.
-__device__ __forceinline__ Stretch divide(const AttendArgs& a, int* first_tile) {
-  __shared__ int warp_sum[32];
-  __shared__ int owner;
+// What all thread blocks know of the work, in shared memory. The last two are null when there is no room: then they are read
+// again.
+struct WorkTables {
+  int* first_tile;     // [problems + 1] tiles before each problem
+  PieceWork* pieces;   // [problems, pieces]
+  AlwaysWork* always;  // [problems]
+};
+
+__device__ __forceinline__ WorkTables place_tables(const AttendArgs& a, float* memory) {
+  WorkTables tables{reinterpret_cast<int*>(memory), nullptr, nullptr};
+  if (!a.tables) return tables;
+  tables.pieces = reinterpret_cast<PieceWork*>(memory);
+  tables.always = reinterpret_cast<AlwaysWork*>(tables.pieces + a.problems * a.lists.pieces);
+  tables.first_tile = reinterpret_cast<int*>(tables.always + a.problems);
+  return tables;
+}
+
+// Fills the tables. All threads take part; ends in a barrier. A thread an (problem, piece): all loads of a round are independent,
+// so that it costs one trip to the L2 cache.
+__device__ __forceinline__ Stretch divide(const AttendArgs& a, const WorkTables& tables) {
+  int* first_tile = tables.first_tile;
+  __shared__ int warp_sum[kMaxWarps];
   const int pieces = max(a.lists.pieces, 1);
   const int entries = a.problems * pieces;
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
-  const int share = entries <= threads ? 1 : (entries + threads - 1) / threads;
-  const int begin = min(thread * share, entries), end = min(begin + share, entries);
-  // Two rounds over the same code, since a block runs all this once and waits for its instructions: sums, then prefix sums.
-  int before = 0, total = 0;
+  const int lane = thread % 32, warp = thread / 32;
+  int carry = 0;
 #pragma unroll 1
-  for (int round = 0; round < 2; ++round) {
-    int running = before;
-#pragma unroll 1
-    for (int entry = begin; entry < end; ++entry) {
-      const int problem = quotient(entry, a.by_pieces), sequence = quotient(problem, a.by_heads);
-      const bool leads = entry == problem * pieces;
-      if (round == 1 && leads) first_tile[problem] = running;
-      if (round == 1 && share == 1) break;
-      unsigned bad = 0;
-      if (leads) {
-        const AlwaysWork work = always_work(a, sequence);
-        running += tiles_of(work.sinks, kTile) + tiles_of(work.recent, kTile);
-        if (work.bad) bad = device_status::bad_length;
-      }
-      if (a.lists.pieces > 0) {
-        const PieceWork work = piece_work(a, entry);
-        running += tiles_of(work.tokens, kTile) + tiles_of(work.represented, kRepresentedTile);
-        if (work.bad) bad |= device_status::bad_index;
-      }
-      if (bad != 0 && blockIdx.x == 0) report(a.status + sequence, bad);
+  for (int base = 0; base < entries; base += threads) {
+    const int entry = base + thread, at = min(entry, entries - 1);
+    const int problem = quotient(at, a.by_pieces), sequence = quotient(problem, a.by_heads);
+    const bool inside = entry < entries, leads = at == problem * pieces;
+    PieceWork piece{};
+    if (a.lists.pieces > 0) piece = piece_work(a, at);
+    const AlwaysWork always = always_work(a, sequence);
+    int tiles = tiles_of(piece.tokens, kTile) + tiles_of(piece.represented, kRepresentedTile);
+    if (leads) tiles += tiles_of(always.sinks, kTile) + tiles_of(always.recent, kTile);
+    if (!inside) tiles = 0;
+    if (tables.always != nullptr && inside) {
+      if (leads) tables.always[problem] = always;
+      if (a.lists.pieces > 0) tables.pieces[entry] = piece;
     }
-    if (round == 1) break;
-    int inclusive = running;
-    const int lane = thread % 32;
+    if ((piece.bad || always.bad) && blockIdx.x == 0) {
+      report(a.status + sequence, (always.bad ? device_status::bad_length : 0u) | (piece.bad ? device_status::bad_index : 0u));
+    }
+    int inclusive = tiles;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
       const int below = __shfl_up_sync(kWarp, inclusive, step);
       if (lane >= step) inclusive += below;
     }
-    if (lane == 31) warp_sum[thread / 32] = inclusive;
+    if (base > 0) __syncthreads();  // the sums of the round before have been read
+    if (lane == 31) warp_sum[warp] = inclusive;
     __syncthreads();
-    before = inclusive - running;
-#pragma unroll 1
-    for (int w = 0; w < threads / 32; ++w) {
-      if (w < thread / 32) before += warp_sum[w];
-      total += warp_sum[w];
-    }
+    const int of_warp = lane < threads / 32 ? warp_sum[lane] : 0;
+    const int before = __reduce_add_sync(kWarp, lane < warp ? of_warp : 0);
+    if (inside && leads) first_tile[problem] = carry + before + inclusive - tiles;
+    carry += __reduce_add_sync(kWarp, of_warp);
   }
-  if (thread == 0) first_tile[a.problems] = total;
+  if (thread == 0) first_tile[a.problems] = carry;
   Stretch stretch{};
-  const unsigned blocks = gridDim.x, block = blockIdx.x;
-  stretch.size = static_cast<int>(static_cast<unsigned>(total) / blocks);
+  const unsigned blocks = gridDim.x, block = blockIdx.x, total = carry;
+  stretch.size = static_cast<int>(total / blocks);
   stretch.larger = static_cast<int>(total - stretch.size * blocks);
   stretch.begin = static_cast<int>(block * stretch.size + min(block, static_cast<unsigned>(stretch.larger)));
   stretch.end = stretch.begin + stretch.size + (static_cast<int>(block) < stretch.larger ? 1 : 0);
   __syncthreads();
+  // The last problem that begins at or before the stretch, by two rounds of a lane each for a share of the problems.
+  const int share = (a.problems + 31) / 32;
+  const int coarse = min(lane * share, a.problems);
+  int from = __popc(__ballot_sync(kWarp, lane * share < a.problems && first_tile[coarse] <= stretch.begin));
+  from = (from - 1) * share;
+  int count = 0;
 #pragma unroll 1
-  for (int p = thread; p < a.problems; p += threads) {
-    if (first_tile[p] <= stretch.begin && stretch.begin < first_tile[p + 1]) owner = p;
+  for (int i = lane; i < share + lane; i += 32) {
+    const int p = from + i;
+    count += __popc(__ballot_sync(kWarp, i < share && p < a.problems && first_tile[min(max(p, 0), a.problems)] <= stretch.begin));
   }
-  __syncthreads();
-  stretch.problem = owner;
+  stretch.problem = from + count - 1;
   return stretch;
 }
 
-// One tile as a warp sees it: lane l knows entry l (token l % 16, or cluster l).
+// One tile as a warp sees it.
 struct Tile {
-  int entry = -1;  // token or column of the lane's entry
-  int count = 0;   // entries of the tile; 0: no tile
+  int count = 0;  // entries; 0: no tile
+  int first = 0;  // consecutive tokens: the first one; represented: place of the first in `represented`, over all pieces
   int sequence = 0;
   int limit = 0;           // entries are below
-  int place = 0;           // represented: place of the tile's first entry in `represented`, over all problems and pieces
   std::uint32_t base = 0;  // tokens: begin of the (sequence, KV head) in K (lanes 0-15) or V, 16 bytes; else first column
+  bool listed = false;     // entries are in a list
   bool represented = false;
 };
 
@@ -145,23 +161,25 @@ struct Tile {
 // recent.
 class TileFinder {
  public:
-  __device__ TileFinder(const AttendArgs& a, const int* first_tile, int problem, int lane)
-      : a_(a), first_tile_(first_tile), lane_(lane), problem_(problem - 1) {}
+  __device__ TileFinder(const AttendArgs& a, const WorkTables& tables, int problem, int lane)
+      : a_(a), tables_(tables), lane_(lane), problem_(problem - 1) {}
 
-  // Tile `number` of the line, which must exist and not precede the one before.
-  __device__ __forceinline__ Tile find(int number) {
+  // Tile `number` of the line, which must exist and not precede the one before. Its entries, token numbers or columns, are on
+  // their way to `entries` [32] in shared memory if they are listed: entry lane % 16 or lane.
+  __device__ __forceinline__ Tile find(int number, std::uint32_t entries) {
     if (number >= list_end_) seek(number);
     const int size = list_represented_ ? kRepresentedTile : kTile;
     const int mine = list_represented_ ? lane_ : lane_ % kTile;
     const int done = (number - list_begin_) * size, left = list_count_ - done;
     Tile tile;
     tile.count = min(left, size);
+    tile.first = list_first_ + done;
     tile.sequence = sequence_;
     tile.limit = list_represented_ ? clusters_ : length_;
     tile.base = list_represented_ ? static_cast<std::uint32_t>(problem_) * a_.capacity : base_;
-    tile.place = list_first_ + done;
+    tile.listed = list_ != nullptr;
     tile.represented = list_represented_;
-    if (mine < left) tile.entry = list_ == nullptr ? tile.place + mine : list_[tile.place + mine];
+    if (list_ != nullptr && mine < left) copy_4(entries + 4 * lane_, list_ + tile.first + mine, 4);
     return tile;
   }
 
@@ -181,46 +199,44 @@ class TileFinder {
     if (list_represented_) {
       list_first_ = (problem_ * a_.lists.pieces + list) * a_.lists.represented_stride;
       list_ = a_.lists.represented;
+      clusters_ = min(a_.clusters[problem_], a_.capacity);
     }
   }
 
   __device__ __forceinline__ void enter(int number) {
     do {
-      end_ = first_tile_[++problem_ + 1];
+      end_ = tables_.first_tile[++problem_ + 1];
     } while (number >= end_);
-    begin_ = first_tile_[problem_];
+    begin_ = tables_.first_tile[problem_];
     sequence_ = quotient(problem_, a_.by_heads);
     const int kv_head = problem_ - sequence_ * a_.kv_heads;
     const RowSteps& steps = lane_ < kTile ? a_.k : a_.v;
     base_ = kv_head * steps.head + sequence_ * steps.sequence;
-    length_ = a_.lengths[sequence_];
-    token_count_ = token_first_ = represented_count_ = clusters_ = 0;
+    const AlwaysWork always = tables_.always != nullptr ? tables_.always[problem_] : always_work(a_, sequence_);
+    PieceWork piece{};
     if (lane_ < a_.lists.pieces) {
       const int entry = problem_ * a_.lists.pieces + lane_;
-      const PieceWork work = piece_work(a_, entry);
-      token_count_ = work.tokens;
-      token_first_ = a_.lists.token_first[entry];
-      represented_count_ = work.represented;
-    } else if (lane_ >= kMaxPieces) {
-      const AlwaysWork work = always_work(a_, sequence_);
-      token_count_ = lane_ == kMaxPieces ? work.sinks : work.recent;
-      token_first_ = lane_ == kMaxPieces ? 0 : work.first;
+      piece = tables_.always != nullptr ? tables_.pieces[entry] : piece_work(a_, entry);
     }
-    if (a_.clusters != nullptr) clusters_ = min(a_.clusters[problem_], a_.capacity);
-    const int tokens = tiles_of(token_count_, kTile), clusters = tiles_of(represented_count_, kRepresentedTile);
-    std::uint64_t both = static_cast<std::uint64_t>(clusters) << 32 | static_cast<unsigned>(tokens);
-#pragma unroll 1
+    length_ = always.length;
+    token_count_ = lane_ < kMaxPieces ? piece.tokens : lane_ == kMaxPieces ? always.sinks : always.recent;
+    token_first_ = lane_ < kMaxPieces ? piece.first : lane_ == kMaxPieces ? 0 : always.first;
+    represented_count_ = piece.represented;
+    int tokens = tiles_of(token_count_, kTile), clusters = tiles_of(represented_count_, kRepresentedTile);
+    token_start_ = -tokens;
+    represented_start_ = -clusters;
+#pragma unroll
     for (int step = 1; step < 32; step *= 2) {
-      const std::uint64_t below = __shfl_up_sync(kWarp, both, step);
-      if (lane_ >= step) both += below;
+      const int tokens_below = __shfl_up_sync(kWarp, tokens, step), clusters_below = __shfl_up_sync(kWarp, clusters, step);
+      if (lane_ >= step) tokens += tokens_below, clusters += clusters_below;
     }
-    token_tiles_ = static_cast<int>(__shfl_sync(kWarp, static_cast<unsigned>(both), 31));
-    token_start_ = static_cast<int>(static_cast<unsigned>(both)) - tokens;
-    represented_start_ = token_tiles_ + static_cast<int>(both >> 32) - clusters;
+    token_tiles_ = __shfl_sync(kWarp, tokens, 31);
+    token_start_ += tokens;
+    represented_start_ += token_tiles_ + clusters;
   }
 
   const AttendArgs& a_;
-  const int* first_tile_;
+  WorkTables tables_;
   int lane_;
   int problem_, sequence_ = 0;
   int begin_ = 0, end_ = 0;  // the problem's tiles

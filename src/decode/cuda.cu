@@ -16,19 +16,20 @@ bool dense(const DeviceIndex* index, const Options& options) {
 
 }  // namespace
 
+// Scratch: attention's first, then the choice's. So a dense step and a sparse one agree on what must stay zero between steps.
 std::size_t decode_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex* index, const Options& options) {
-  if (dense(index, options)) return attend_dense_scratch_bytes(query, kv);
-  const std::size_t select_bytes = padded(select_scratch_bytes(query, kv, *index, options));
-  return select_bytes + attend_scratch_bytes(query, kv, select_lists(query, kv, *index, options, nullptr));
+  const std::size_t attend_bytes = attend_dense_scratch_bytes(query, kv);
+  if (dense(index, options)) return attend_bytes;
+  return padded(attend_bytes) + select_scratch_bytes(query, kv, *index, options);
 }
 
 void decode_step(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex* index, const Options& options,
                  const DeviceOutput& output, std::uint32_t* status, void* scratch, DeviceStream stream) {
   if (dense(index, options)) return attend_dense(query, kv, output, status, scratch, stream);
-  const DeviceLists lists = select_lists(query, kv, *index, options, scratch);
-  std::byte* rest = static_cast<std::byte*>(scratch) + padded(select_scratch_bytes(query, kv, *index, options));
-  select(query, kv, *index, options, lists, status, scratch, stream);
-  attend_lists(query, kv, *index, lists, output, status, rest, stream);
+  std::byte* rest = static_cast<std::byte*>(scratch) + padded(attend_dense_scratch_bytes(query, kv));
+  const DeviceLists lists = select_lists(query, kv, *index, options, rest);
+  select(query, kv, *index, options, lists, status, rest, stream);
+  attend_lists(query, kv, *index, lists, output, status, scratch, stream);
 }
 
 }  // namespace tactic::cuda
