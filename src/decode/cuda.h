@@ -9,8 +9,8 @@
 
 namespace tactic::cuda {
 
-// Bytes of scratch of decode_step, the lists included. One scratch serves all layers of a stream, one after the other. Zeroed
-// once when allocated.
+// Bytes of scratch of decode_step, the lists included. One scratch serves all layers of a stream, one after the other, dense and
+// sparse. Zeroed once when allocated.
 std::size_t decode_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex* index, const Options& options);
 
 // Attention of one query row per sequence. index null, method full or mass 1: dense. Captures into a graph and replays while

@@ -140,6 +140,44 @@ TEST_P(GpuStep, IsExactOverItsListsAndChoosesAsTheReference) {
   expect_choice(step, pointers(layers), options);
 }
 
+// One scratch for both: nothing that a sparse step leaves in it may spoil a dense one, nor the other way round.
+class GpuTurns : public OnDevice {};
+
+TEST_F(GpuTurns, QuickDenseAndSparseStepsTakeTurnsOnOneScratch) {
+  LayerSpec spec;
+  spec.kv.shape = {8, 2, 64, 64};
+  spec.kv.k_type = spec.kv.v_type = DType::f32;
+  const auto layers = make_layers(spec, {900, 500});
+  Options sparse;
+  sparse.min_context = 16, sparse.cluster_size = 16, sparse.verify = sparse.tail_factor = false;
+  Options dense = sparse;
+  dense.mass = 1;
+  DeviceStep step(pointers(layers), {}, sparse);
+  step.select();
+  const DeviceArray<std::byte> scratch(cuda::decode_scratch_bytes(step.batch().query(), step.batch().kv(), &step.index(), sparse),
+                                       0);
+  for (int i = 0; i < 6; ++i) {
+    SCOPED_TRACE("step " + std::to_string(i));
+    const bool all = i % 3 != 2;  // dense, dense, sparse, ...
+    cuda::decode_step(step.batch().query(), step.batch().kv(), &step.index(), all ? dense : sparse, step.batch().output(),
+                      step.batch().status(), scratch.get(), nullptr);
+    cuda_ok(cudaDeviceSynchronize());
+    if (!all) expect_exact(step, pointers(layers), nullptr);
+    for (std::size_t s = 0; all && s < layers.size(); ++s) {
+      for (int q = 0; q < step.shape().q_heads; ++q) {
+        Listed whole;
+        for (std::int64_t t = layers[s]->index().first(); t < layers[s]->index().last(); ++t)
+          whole.tokens.push_back(static_cast<std::int32_t>(t));
+        const Exact want = step.exact(static_cast<int>(s), q, whole);
+        const std::size_t at = (s * 8 + static_cast<std::size_t>(q)) * 64;
+        const std::vector<float> out = step.batch().out();
+        for (std::size_t e = 0; e < 64; ++e)
+          ASSERT_NEAR(out[at + e], want.out[e], tolerance(layers[s]->kv()).output + 4 * kWeightRounding);
+      }
+    }
+  }
+}
+
 using S = LayerSpec;
 using F = DeviceBatch::Format;
 using O = Options;
