@@ -16,7 +16,6 @@ bool dense(const DeviceIndex* index, const Options& options) {
 
 }  // namespace
 
-// Scratch: attention's first, then the choice's. So a dense step and a sparse one agree on what must stay zero between steps.
 // Attention's scratch comes first: its counters lie in the same place in dense and in sparse steps, which may take turns on one
 // scratch, and no list is ever written over them.
 std::size_t decode_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex* index, const Options& options) {
