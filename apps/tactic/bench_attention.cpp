@@ -28,20 +28,44 @@ struct Chosen {
 };
 
 struct Figures {
+  double dense_us = 0;
   double tactic_us = 0, rank_us = 0, estimate_us = 0, union_us = 0, attend_us = 0;
   double attended_share = 0;
   double estimated_mass = 0;
   double bytes_share = 0;
 };
 
+double middle(const std::vector<Figures>& rounds, double Figures::*member) {
+  std::vector<double> values;
+  for (const Figures& round : rounds) values.push_back(round.*member);
+  const auto half = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), half, values.end());
+  return *half;
+}
+
+// Each time's median: a neighbour that takes the memory for a moment does not count. Shares are means.
+Figures middle_of(const std::vector<Figures>& rounds) {
+  Figures figures;
+  for (const auto member : {&Figures::dense_us, &Figures::tactic_us, &Figures::rank_us, &Figures::estimate_us, &Figures::union_us,
+                            &Figures::attend_us}) {
+    figures.*member = middle(rounds, member);
+  }
+  for (const Figures& round : rounds) {
+    const double weight = 1.0 / static_cast<double>(rounds.size());
+    figures.attended_share += weight * round.attended_share;
+    figures.estimated_mass += weight * round.estimated_mass;
+    figures.bytes_share += weight * round.bytes_share;
+  }
+  return figures;
+}
+
 class AttentionBench {
  public:
   AttentionBench(const BenchOptions& options, Team& team, Workload work);
 
   double cluster();
-  double dense_us();
   double steer(double share);  // scales the queries until that share is attended; returns the scale
-  Figures tactic();
+  Figures measure();           // dense and Tactic in turns, so that both meet the same state of the machine
   double limit_us(double stream_gb_per_second);
   const Workload& work() const { return work_; }
   double layer_bytes() const;  // K and V of all tokens
@@ -49,6 +73,7 @@ class AttentionBench {
 
  private:
   StepReport step(Sequence& sequence, int layer, int round, bool bits);
+  void add_round(int round, Figures& figures);
   Chosen choose(int layer);
 
   const BenchOptions& options_;
@@ -116,45 +141,44 @@ StepReport AttentionBench::step(Sequence& sequence, int layer, int round, bool b
   return report;
 }
 
-double AttentionBench::dense_us() {
+Figures AttentionBench::measure() {
+  const int layers = static_cast<int>(work_.kv.size());
   Options full = method_;
   full.method = Method::full;
-  const int layers = static_cast<int>(work_.kv.size());
-  Sequence sequence({.layers = 1, .shape = work_.shape, .params = work_.params, .rotary = work_.rotary, .options = full});
-  for (int layer = 0; layer < layers; ++layer) step(sequence, layer, 0, false);
-  std::vector<double> best(static_cast<std::size_t>(options_.rounds), 0.0);
+  Sequence dense({.layers = 1, .shape = work_.shape, .params = work_.params, .rotary = work_.rotary, .options = full});
+  for (int layer = 0; layer < layers; ++layer) {
+    step(dense, layer, 0, false);
+    step(sequences_[static_cast<std::size_t>(layer)], layer, 0, false);
+  }
+  std::vector<Figures> rounds;
   for (int round = 0; round < options_.rounds; ++round) {
+    Figures& figures = rounds.emplace_back();
     const auto start = Clock::now();
-    for (int layer = 0; layer < layers; ++layer) step(sequence, layer, round, false);
-    best[static_cast<std::size_t>(round)] = 1e6 * seconds_since(start) / layers;
+    for (int layer = 0; layer < layers; ++layer) step(dense, layer, round, false);
+    figures.dense_us = 1e6 * seconds_since(start) / layers;
+    add_round(round, figures);
     if (interrupted()) throw Interrupted{};
   }
-  std::nth_element(best.begin(), best.begin() + static_cast<std::ptrdiff_t>(best.size() / 2), best.end());
-  return best[best.size() / 2];
+  return middle_of(rounds);
 }
 
-Figures AttentionBench::tactic() {
+// A step of every layer: its times are means over the layers.
+void AttentionBench::add_round(int round, Figures& figures) {
   const int layers = static_cast<int>(work_.kv.size());
-  for (int layer = 0; layer < layers; ++layer) step(sequences_[static_cast<std::size_t>(layer)], layer, 0, false);
-  Figures mean;
-  const double weight = 1.0 / (static_cast<double>(options_.rounds) * layers);
-  for (int round = 0; round < options_.rounds; ++round) {
-    for (int layer = 0; layer < layers; ++layer) {
-      const StepReport report = step(sequences_[static_cast<std::size_t>(layer)], layer, round, false);
-      mean.tactic_us += weight * report.total_us;
-      mean.rank_us += weight * report.rank_us;
-      mean.estimate_us += weight * report.estimate_us;
-      mean.union_us += weight * report.union_us;
-      mean.attend_us += weight * report.attend_us;
-      mean.bytes_share += weight * report.bytes / report.dense_bytes;
-      for (const std::int64_t tokens : attended_) {
-        mean.attended_share += weight * static_cast<double>(tokens) / static_cast<double>(work_.tokens) / work_.shape.kv_heads;
-      }
-      for (const float mass : estimated_) mean.estimated_mass += weight * static_cast<double>(mass) / work_.shape.q_heads;
+  const auto start = Clock::now();
+  for (int layer = 0; layer < layers; ++layer) {
+    const StepReport report = step(sequences_[static_cast<std::size_t>(layer)], layer, round, false);
+    figures.rank_us += report.rank_us / layers;
+    figures.estimate_us += report.estimate_us / layers;
+    figures.union_us += report.union_us / layers;
+    figures.attend_us += report.attend_us / layers;
+    figures.bytes_share += report.bytes / report.dense_bytes / layers;
+    for (const std::int64_t tokens : attended_) {
+      figures.attended_share += static_cast<double>(tokens) / static_cast<double>(work_.tokens) / work_.shape.kv_heads / layers;
     }
-    if (interrupted()) throw Interrupted{};
+    for (const float mass : estimated_) figures.estimated_mass += static_cast<double>(mass) / work_.shape.q_heads / layers;
   }
-  return mean;
+  figures.tactic_us = 1e6 * seconds_since(start) / layers;
 }
 
 // Sharper queries (longer ones) attend to less: bisection on the logarithm of their scale.
@@ -262,12 +286,11 @@ int bench_attention(const BenchOptions& options) {
   json["index_share_of_kv_bytes"] = bench.index_share();
   if (options.share > 0) json["query_scale"] = bench.steer(options.share);
   const double stream = bench::stream_bandwidth(*team, kStreamBytes, huge);
-  const double dense = bench.dense_us();
-  const Figures figures = bench.tactic();
+  const Figures figures = bench.measure();
   const double limit = bench.limit_us(stream);
   json["stream_gb_per_second"] = stream;
-  json["dense_microseconds"] = dense;
-  json["dense_gb_per_second"] = bench.layer_bytes() / dense / 1e3;
+  json["dense_microseconds"] = figures.dense_us;
+  json["dense_gb_per_second"] = bench.layer_bytes() / figures.dense_us / 1e3;
   json["tactic_microseconds"] = figures.tactic_us;
   json["rank_microseconds"] = figures.rank_us;
   json["estimate_microseconds"] = figures.estimate_us;
@@ -276,7 +299,7 @@ int bench_attention(const BenchOptions& options) {
   json["attended_share"] = figures.attended_share;
   json["bytes_read_share"] = figures.bytes_share;
   json["estimated_mass_mean"] = figures.estimated_mass;
-  json["speedup_over_dense"] = dense / figures.tactic_us;
+  json["speedup_over_dense"] = figures.dense_us / figures.tactic_us;
   json["limit_microseconds"] = limit;
   json["share_of_limit"] = limit / figures.tactic_us;
   print_figures(json);
