@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "select/math-inl.h"
@@ -83,8 +84,11 @@ HWY_INLINE void rank8(const RankTask& task, int g, int c) {
               column % kPackedBlock * 2;
     for (int j = 0; j < Heads; ++j) sum[j][v] = hn::Zero(d32);
   }
+  // A line, two rows, of the next columns: a block ends where the hardware's prefetcher does, at 2 or 4 KiB.
+  const int ahead = std::max(Vectors * kLanes, kPackedBlock) * dim;
   const std::int32_t* pairs = task.pairs + static_cast<std::int64_t>(g) * (dim / 2);
   for (int i = 0; i < dim / 2; ++i) {
+    hwy::Prefetch(from[i % Vectors] + i / 2 * 4 * kPackedBlock + ahead);
     hn::Vec<decltype(d16)> row[Vectors];
     for (int v = 0; v < Vectors; ++v) row[v] = hn::PromoteTo(d16, hn::LoadU(d8, from[v] + i * 2 * kPackedBlock));
     for (int j = 0; j < Heads; ++j) {
