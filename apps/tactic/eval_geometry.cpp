@@ -1,6 +1,8 @@
 // Figures 2 and 6: norms of V; how much of the keys' variance k-means and pages of consecutive tokens explain.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <utility>
 
 #include "core/half.h"
 #include "eval.h"
@@ -51,22 +53,42 @@ class WithinGroups {
   double sum_ = 0;
 };
 
-// Shares of the variance of a KV head's keys that lie between groups: k-means', and pages of as many consecutive tokens.
-Json explained(const WindowAttention& window, int layer, int kv_head, const LayerIndex& index, int page) {
-  const KvView kv = window.kv(layer, window.prompt_tokens);
-  std::vector<std::vector<double>> keys;
-  for (std::int64_t t = index.first(); t < index.last(); ++t) keys.push_back(row_of(kv, kv.k, t, kv_head));
-  WithinGroups all(keys);
-  WithinGroups pages(keys);
-  WithinGroups clusters(keys);
-  std::vector<std::int64_t> every(keys.size());
-  for (std::size_t i = 0; i < keys.size(); ++i) every[i] = index.first() + static_cast<std::int64_t>(i);
+// Shares of the rows' variance that lie between groups: k-means', and pages of as many consecutive tokens. Row i is of token
+// index.first() + i.
+std::pair<double, double> shares(const std::vector<std::vector<double>>& rows, const LayerIndex& index, int kv_head, int page) {
+  WithinGroups all(rows);
+  WithinGroups pages(rows);
+  WithinGroups clusters(rows);
+  std::vector<std::int64_t> every(rows.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) every[i] = index.first() + static_cast<std::int64_t>(i);
   all.add(every, index.first());
   for (std::size_t at = 0; at < every.size(); at += static_cast<std::size_t>(page)) {
     pages.add(std::span(every).subspan(at, std::min(static_cast<std::size_t>(page), every.size() - at)), index.first());
   }
   for (const auto& tokens : index.tables[static_cast<std::size_t>(kv_head)].tokens) clusters.add(tokens, index.first());
-  return {{"clusters", 1 - clusters.sum() / all.sum()}, {"pages", 1 - pages.sum() / all.sum()}};
+  return {1 - clusters.sum() / all.sum(), 1 - pages.sum() / all.sum()};
+}
+
+// Of the keys, and of what queries see of them: their scores q . k for the group's heads in every step.
+Json explained(const WindowAttention& window, int layer, int kv_head, const LayerIndex& index, int page) {
+  const KvView kv = window.kv(layer, window.prompt_tokens);
+  const int group = window.shape.group();
+  std::vector<std::vector<double>> keys;
+  std::vector<std::vector<double>> scores;
+  for (std::int64_t t = index.first(); t < index.last(); ++t) {
+    keys.push_back(row_of(kv, kv.k, t, kv_head));
+    const std::vector<double>& key = keys.back();
+    std::vector<double>& seen = scores.emplace_back();
+    for (int step = 0; step < window.steps; ++step) {
+      for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+        const float* q = window.query(layer, step, head);
+        seen.push_back(std::inner_product(key.begin(), key.end(), q, 0.0));
+      }
+    }
+  }
+  const auto [clusters, pages] = shares(keys, index, kv_head, page);
+  const auto [score_clusters, score_pages] = shares(scores, index, kv_head, page);
+  return {{"clusters", clusters}, {"pages", pages}, {"score_clusters", score_clusters}, {"score_pages", score_pages}};
 }
 
 }  // namespace
@@ -107,10 +129,10 @@ Json measure_grouping(EvalRun& run, const WindowAttention& window, std::span<con
       if (interrupted()) throw Interrupted{};
       const LayerClusters clusters(window, layer, options, run.engine().threads());
       for (int head = 0; head < window.shape.kv_heads; ++head) {
-        Json shares = explained(window, layer, head, clusters.index(), options.cluster_size);
-        shares["layer"] = layer;
-        shares["kv_head"] = head;
-        heads.push_back(std::move(shares));
+        Json head_shares = explained(window, layer, head, clusters.index(), options.cluster_size);
+        head_shares["layer"] = layer;
+        head_shares["kv_head"] = head;
+        heads.push_back(std::move(head_shares));
       }
     }
     results.push_back({{"page", options.cluster_size}, {"heads", heads}});

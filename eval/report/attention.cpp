@@ -34,6 +34,11 @@ std::vector<std::string> budget_row(const ArmResults& arm, const char* part) {
           percent(bootstrap(column(arm, part, "success"))) + "%"};
 }
 
+std::string window_name(const Json& sample) {
+  const Json& config = sample["config"];
+  return fmt::format("{}, window {}", config.value("text", ""), config.value("window", 0));
+}
+
 }  // namespace
 
 std::string budgets_section(const JournalContent& journal, const Json& spec) {
@@ -113,11 +118,19 @@ std::string sparsity_section(const JournalContent& journal, const Json& /*spec*/
       Series steps{.name = "one head, step by step", .x = {}, .y = {}, .low = {}, .high = {}, .labels = {}};
       std::vector<double> all;
       const Json& layers = (*arm.samples.front())["result"]["tokens"];
+      const std::string first = window_name(*arm.samples.front());
+      for (const Json* sample : arm.samples) {
+        for (const Json& layer : (*sample)["result"]["tokens"]) {
+          for (const Json& head : layer) {
+            const auto values = head.get<std::vector<double>>();
+            all.insert(all.end(), values.begin(), values.end());
+          }
+        }
+      }
       for (std::size_t layer = 0; layer < layers.size(); ++layer) {
         std::vector<double> means;
         for (std::size_t head = 0; head < layers[layer].size(); ++head) {
           const auto values = layers[layer][head].get<std::vector<double>>();
-          all.insert(all.end(), values.begin(), values.end());
           means.push_back(mean_of(values));
           heads.x.push_back(static_cast<double>(layer));
           heads.y.push_back(means.back());
@@ -130,7 +143,7 @@ std::string sparsity_section(const JournalContent& journal, const Json& /*spec*/
         steps.x.push_back(static_cast<double>(step));
         steps.y.push_back(one[step]);
       }
-      text += svg_of({.title = "Fewest tokens that hold P, by layer and query head",
+      text += svg_of({.title = "Fewest tokens that hold P, by layer and query head: " + first,
                       .x_label = "layer",
                       .y_label = "tokens",
                       .log_x = false,
@@ -142,41 +155,50 @@ std::string sparsity_section(const JournalContent& journal, const Json& /*spec*/
                       .log_x = false,
                       .log_y = true,
                       .series = {steps}});
-      text += paragraph(fmt::format("Over layers, heads and steps: 5% take at most {}, half {}, 95% {} tokens; the mean is {}.",
-                                    shown(quantile_of(all, 0.05)), shown(quantile_of(all, 0.5)), shown(quantile_of(all, 0.95)),
-                                    shown(mean_of(all), 4)));
+      text += paragraph(fmt::format(
+          "Over windows, layers, heads and steps: 5% take at most {}, half {}, 95% {} tokens; the mean is {}.",
+          shown(quantile_of(all, 0.05)), shown(quantile_of(all, 0.5)), shown(quantile_of(all, 0.95)), shown(mean_of(all), 4)));
     }
   }
   return text;
 }
 
 std::string grouping_section(const JournalContent& journal, const Json& /*spec*/) {
+  struct Kind {
+    const char *title, *clusters, *pages;
+  };
   std::string text;
   for (const Group& group : group_samples(journal, false)) {
     text += heading(fmt::format("{}, {} tokens", group.model, group.context));
-    Plot plot{.title = "Variance of keys that lies between groups", .x_label = "layer", .y_label = "share", .series = {}};
-    Table table({"groups", "median", "least", "largest"});
-    for (const ArmResults& arm : group.arms) {
-      for (const char* kind : {"clusters", "pages"}) {
-        Series series{.name = fmt::format("{} of {} ({})", kind, (*arm.samples.front())["result"]["page"].dump(), arm.method),
-                      .x = {},
-                      .y = {},
-                      .low = {},
-                      .high = {},
-                      .labels = {},
-                      .line = false};
-        for (const Json* sample : arm.samples) {
-          for (const Json& head : (*sample)["result"]["heads"]) {
-            series.x.push_back(head["layer"].get<double>());
-            series.y.push_back(head[kind].get<double>());
+    for (const Kind& kind : {Kind{"Variance of keys that lies between groups", "clusters", "pages"},
+                             Kind{"Variance of scores q . k that lies between groups", "score_clusters", "score_pages"}}) {
+      Plot plot{.title = kind.title, .x_label = "layer", .y_label = "share", .series = {}};
+      Table table({kind.title, "median", "least", "largest"});
+      for (const ArmResults& arm : group.arms) {
+        for (const char* field : {kind.clusters, kind.pages}) {
+          Series series{.name = fmt::format("{} of {} ({})", field == kind.clusters ? "clusters" : "pages",
+                                            (*arm.samples.front())["result"]["page"].dump(), arm.method),
+                        .x = {},
+                        .y = {},
+                        .low = {},
+                        .high = {},
+                        .labels = {},
+                        .line = false};
+          for (const Json* sample : arm.samples) {
+            for (const Json& head : (*sample)["result"]["heads"]) {
+              if (!head.contains(field)) continue;
+              series.x.push_back(head["layer"].get<double>());
+              series.y.push_back(head[field].get<double>());
+            }
           }
+          if (series.y.empty()) continue;
+          table.add(
+              {series.name, shown(quantile_of(series.y, 0.5)), shown(quantile_of(series.y, 0)), shown(quantile_of(series.y, 1))});
+          plot.series.push_back(std::move(series));
         }
-        table.add(
-            {series.name, shown(quantile_of(series.y, 0.5)), shown(quantile_of(series.y, 0)), shown(quantile_of(series.y, 1))});
-        plot.series.push_back(std::move(series));
       }
+      if (!plot.series.empty()) text += svg_of(plot) + table.html();
     }
-    text += svg_of(plot) + table.html();
   }
   return text;
 }
@@ -196,7 +218,8 @@ std::string fit_section(const JournalContent& journal, const Json& /*spec*/) {
     for (const std::size_t which : {curves.size() / 6, curves.size() / 2, curves.size() - 2}) {
       const Json& curve = curves[which];
       const auto places = curve["place"].get<std::vector<double>>();
-      text += svg_of({.title = fmt::format("Layer {}, query head {}", curve["layer"].dump(), curve["head"].dump()),
+      text += svg_of({.title = fmt::format("Layer {}, query head {}: {}", curve["layer"].dump(), curve["head"].dump(),
+                                           window_name(*group.arms.front().samples.front())),
                       .x_label = "place in cluster order",
                       .y_label = "share of the mass, a token",
                       .log_x = true,

@@ -119,6 +119,17 @@ class OnTheModel(unittest.TestCase):
                 self.assertGreaterEqual(figures["achieved"], 0.5 * record["config"]["mass"])
                 self.assertLessEqual(figures["achieved"], 1 + 1e-9)
 
+    def test_groups_explain_a_share_of_the_variance_of_keys_and_of_scores(self):
+        output = self.dir / "groups"
+        run("fig6", "-m", MODEL, "-f", self.text, "-c", 1200, "-s", 2, "-w", 1, "--cache", self.cache, "-o", output)
+        found = list(samples(output / "fig6.jsonl").values())
+        self.assertEqual(len(found), 2)
+        for record in found:
+            self.assertEqual(len(record["result"]["heads"]), 30 * 3)
+            for head in record["result"]["heads"]:
+                for field in ("clusters", "pages", "score_clusters", "score_pages"):
+                    self.assertTrue(0 < head[field] < 1, f"{field} of {head}")
+
     def test_bad_input_is_one_line_that_names_it(self):
         def message(*arguments):
             done = run(*arguments, code=None)
