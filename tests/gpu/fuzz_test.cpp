@@ -77,7 +77,12 @@ class GpuFuzz : public OnDevice {};
 void expect_exact(const Drawn& d, DeviceStep& step, std::size_t s, int q, const std::vector<float>& out,
                   const std::vector<float>& lse) {
   const Shape& shape = step.shape();
-  const Tolerance bound = tolerance(d.layers[s]->kv());
+  Tolerance bound = tolerance(d.layers[s]->kv());
+  if (shape.group() > 8 && d.format.query == DeviceType::f32 && d.format.type != DeviceType::f32) {
+    // no room for the remainders of the queries (attend/cuda_math.cuh): 2^-9 of each, |q| |k| from the logit's bound
+    const double rounding = 0x1p-9 * bound.logit / ((shape.head_dim + 3) * 0x1p-24);
+    bound.logit += rounding, bound.output += 2 * rounding * bound.output / bound.weight;
+  }
   const Exact want = step.exact(static_cast<int>(s), q, step.listed(static_cast<int>(s), q / shape.group()));
   const std::size_t at = s * static_cast<std::size_t>(shape.q_heads) + static_cast<std::size_t>(q);
   ASSERT_NEAR(lse[at], want.lse, bound.weight + bound.logit + 0x1p-8 + 1e-6 * std::abs(want.lse)) << "query head " << q;
