@@ -1,6 +1,8 @@
 // Confidence of means and differences.
 #include "statistics.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -83,5 +85,7 @@ double mcnemar(int only_a, int only_b) {
   }
   return std::min(1.0, 2 * std::exp(log_sum));
 }
+
+double rounded(double value, int digits) { return std::stod(fmt::format("{:.{}g}", value, digits)); }
 
 }  // namespace tactic::eval

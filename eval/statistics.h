@@ -31,4 +31,7 @@ double mean_of(std::span<const double> values);
 double variance_of(std::span<const double> values);                // with n - 1; 0 for fewer than two
 double quantile_of(std::span<const double> values, double share);  // nearest rank; 0 for none
 
+// To so many significant digits: what a plot needs, in a journal of thousands of lines.
+double rounded(double value, int digits);
+
 }  // namespace tactic::eval

@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "eval.h"
+#include "eval/statistics.h"
 #include "eval_attention.h"
 #include "eval_clustered.h"
 #include "interrupt.h"
@@ -148,7 +149,7 @@ Json by_layer(const std::vector<Sums>& layers) {
   for (const Sums& sum : layers) {
     const Json layer = sum.json();
     for (const char* field : {"cluster_optimal", "taken", "success"})
-      json[field].push_back(std::stod(fmt::format("{:.4g}", layer[field].get<double>())));
+      json[field].push_back(eval::rounded(layer[field].get<double>(), 4));
   }
   return json;
 }

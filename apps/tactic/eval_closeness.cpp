@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::size_t kTop = 50;  // evaluation: KL over the reference's 50 likeliest tokens, renormalised (the paper's top-k)
 
-double rounded(double value) { return std::stod(fmt::format("{:.6g}", value)); }
+constexpr int kDigits = 6;  // of single steps and heads
 
 // KL over the reference's likeliest `kTop` tokens, both renormalised there.
 double top_divergence(std::span<const float> reference, std::span<const float> logits) {
@@ -89,7 +89,7 @@ Json ErrorWatch::json() const {
                {"relative_p95", eval::quantile_of(relative_, 0.95)},
                {"scatter", Json::array()}};
   const std::size_t step = std::max<std::size_t>(1, errors_.size() / kScatter);
-  for (std::size_t i = 0; i < errors_.size(); i += step) json["scatter"].push_back(rounded(errors_[i]));
+  for (std::size_t i = 0; i < errors_.size(); i += step) json["scatter"].push_back(eval::rounded(errors_[i], kDigits));
   return json;
 }
 
@@ -147,7 +147,7 @@ Json WindowRun::measure_arm(const Arm& arm, double budget) {
   for (std::size_t step = 0; step < window_.steps.size(); ++step) {
     const auto logits = engine.step(window_.steps[step]);
     kl.push_back(kl_divergence(reference_[step], logits));
-    kl_list.push_back(rounded(kl.back()));
+    kl_list.push_back(eval::rounded(kl.back(), kDigits));
     top.push_back(top_divergence(reference_[step], logits));
     agree += largest(reference_[step]) == largest(logits) ? 1 : 0;
   }

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "eval.h"
+#include "eval/statistics.h"
 #include "eval_attention.h"
 #include "eval_clustered.h"
 #include "interrupt.h"
@@ -37,6 +38,7 @@ Json measure_sparsity(EvalRun& /*run*/, const WindowAttention& window, std::span
 
 namespace {
 
+constexpr int kDigits = 5;        // of a point
 constexpr int kCurvePoints = 60;  // of Figure 7, evenly spaced in the logarithm of the place
 
 Json curve_of(const WindowAttention& window, int layer, int head, const Options& options, LayerClusters& clusters) {
@@ -70,8 +72,8 @@ Json curve_of(const WindowAttention& window, int layer, int head, const Options&
     if (end <= begin) continue;
     const double x = (static_cast<double>(begin) + static_cast<double>(end) + 1) / 2;
     places.push_back(x);
-    exact.push_back(mean(begin, end) / total);
-    fitted.push_back(std::max(fit.a / x + fit.b, 0.0) / total);
+    exact.push_back(eval::rounded(mean(begin, end) / total, kDigits));
+    fitted.push_back(eval::rounded(std::max(fit.a / x + fit.b, 0.0) / total, kDigits));
     begin = end;
   }
   double tail = 0;

@@ -47,6 +47,13 @@ struct Axis {
   double share(double v) const { return (scaled(v) - scaled(low)) / (scaled(high) - scaled(low)); }
 };
 
+// Beside an axis: powers of ten by their exponent where zeros would need counting.
+std::string tick_label(double tick) {
+  if (tick == 0 || std::abs(tick) >= 1e-3) return shown(tick);
+  const int power = static_cast<int>(std::floor(std::log10(std::abs(tick)) + 1e-9));
+  return fmt::format("{:.0f}e{}", tick / std::pow(10.0, power), power);
+}
+
 class Drawing {
  public:
   explicit Drawing(const Plot& plot) : plot_(plot) {
@@ -89,13 +96,13 @@ class Drawing {
       svg_ += fmt::format(
           "<line class=\"grid\" x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1}\" y2=\"{2}\"/><text x=\"{0:.1f}\" y=\"{3}\" "
           "text-anchor=\"middle\">{4}</text>",
-          left(t), kTop, kHeight - kBottom, kHeight - kBottom + 16, shown(t));
+          left(t), kTop, kHeight - kBottom, kHeight - kBottom + 16, tick_label(t));
     }
     for (const double t : ticks(y_.low, y_.high, 6, y_.logarithmic)) {
       svg_ += fmt::format(
           "<line class=\"grid\" x1=\"{1}\" x2=\"{2}\" y1=\"{0:.1f}\" y2=\"{0:.1f}\"/><text x=\"{3}\" y=\"{4:.1f}\" "
           "text-anchor=\"end\">{5}</text>",
-          top(t), kLeft, kWidth - kRight, kLeft - 6, top(t) + 4, shown(t));
+          top(t), kLeft, kWidth - kRight, kLeft - 6, top(t) + 4, tick_label(t));
     }
     svg_ += fmt::format("<text x=\"{:.0f}\" y=\"{}\" text-anchor=\"middle\">{}</text>", (kLeft + kWidth - kRight) / 2,
                         kHeight - 14, escaped(plot_.x_label));

@@ -95,6 +95,13 @@ TEST(Shown, KeepsSignificantDigitsAndDropsTrailingZeros) {
   EXPECT_EQ(shown(0), "0");
 }
 
+TEST(Svg, SmallTicksAreShownByTheirExponent) {
+  Plot plot{.title = "t", .x_label = "x", .y_label = "y", .log_x = false, .log_y = true, .series = {}};
+  plot.series.push_back({.name = "s", .x = {1, 2}, .y = {1e-6, 0.1}, .low = {}, .high = {}, .labels = {}});
+  const std::string svg = svg_of(plot);
+  for (const char* label : {">1e-6<", ">1e-5<", ">1e-4<", ">0.001<", ">0.1<"}) EXPECT_MENTIONS(svg, label);
+}
+
 TEST(Svg, EscapesTextAndLeavesOutWhatAnAxisCannotShow) {
   Plot plot{.title = "a < b", .x_label = "x", .y_label = "y", .log_x = false, .log_y = true, .series = {}};
   plot.series.push_back({.name = "s & t", .x = {1, 2, 3}, .y = {0.1, 0, 0.2}, .low = {}, .high = {}, .labels = {}});

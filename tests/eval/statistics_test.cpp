@@ -88,5 +88,11 @@ TEST(Random, SamplesAreDifferentAndCoverTheRange) {
   }
 }
 
+TEST(Rounded, KeepsSignificantDigits) {
+  EXPECT_EQ(rounded(123456, 3), 123000);
+  EXPECT_EQ(rounded(0.000123456, 3), 0.000123);
+  EXPECT_EQ(rounded(-2.5, 3), -2.5);
+}
+
 }  // namespace
 }  // namespace tactic::eval
