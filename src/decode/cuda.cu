@@ -16,8 +16,8 @@ bool dense(const DeviceIndex* index, const Options& options) {
 
 }  // namespace
 
-// Attention's scratch comes first: its counters lie in the same place in dense and in sparse steps, which may take turns on one
-// scratch, and no list is ever written over them.
+// Attention's scratch comes first: what must be zero between calls lies in the same place in dense and in sparse steps, which may
+// take turns on one scratch, and no list is ever written over it.
 std::size_t decode_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex* index, const Options& options) {
   const std::size_t attend_bytes = attend_dense_scratch_bytes(query, kv);
   if (dense(index, options)) return attend_bytes;
