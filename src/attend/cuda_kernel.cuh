@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(32 * Math::kWarps, 1) attend_kernel(const __gr
           for (int tile = 0; tile < Math::kTiles; ++tile) {
             const int heads = min(a.group - 8 * tile, 8);
             if (heads <= 0) break;
-            place[warp] = ring.offset(stage);
+            if (thread % 32 == 0) place[warp] = ring.offset(stage);
             auto* out = reinterpret_cast<float*>(memory + warp * a.ring_bytes + ring.offset(stage));
             math.end(tile, heads, out, math.v_dim() + 4, maximum[warp], sum[warp]);
             __syncthreads();
