@@ -1,5 +1,6 @@
 // run: answer a question about a document, and compare.
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -45,13 +46,20 @@ class Stream {
   std::string pending_;
 };
 
+// Whether the answer goes where progress does, a terminal or one log for both: it shows the progress itself.
+bool shares_its_place() {
+  struct stat text {};
+  struct stat notes {};
+  return isatty(STDOUT_FILENO) == 1 || (fstat(STDOUT_FILENO, &text) == 0 && fstat(STDERR_FILENO, &notes) == 0 &&
+                                        text.st_dev == notes.st_dev && text.st_ino == notes.st_ino);
+}
+
 Answer answer(Session& session, const RunOptions& options) {
   Answer answer;
   Sampler sampler(options.temperature, options.seed);
   Stream stream;
   const int most = options.session.tokens;
-  // A bar and the answer cannot share a terminal.
-  Progress progress("answer", most, "tokens", isatty(STDOUT_FILENO) == 1);
+  Progress progress("answer", most, "tokens", shares_its_place());
   if (Plugin* plugin = session.plugin()) plugin->reset_stats();
   for (int step = 0; step < most; ++step) {
     const Token token = sampler.next(session.context());
