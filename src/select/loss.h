@@ -26,7 +26,7 @@ void representation_ripple(const HeadTable& table, int group, const float* logit
 
 // Adds every cluster with sum_g (mass_gc / total_g)^2 ripple_gc > loss_per_row * size_c.
 //   mass [G, stride], fixed [G] on the same scale; chosen [stride] 0/1 in and out; list: room for every cluster that is not
-//   chosen yet covered [G]: share of each head's total that is fixed or chosen, out
+//   chosen yet; covered [G]: share of each head's total that is fixed or chosen, out
 // A head whose total is not a positive finite number makes it take every cluster. Returns how many were added.
 int choose_by_loss(const HeadTable& table, int group, const float* mass, const float* ripple, const float* fixed,
                    float loss_per_row, std::uint8_t* chosen, std::int32_t* list, float* covered);

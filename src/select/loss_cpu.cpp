@@ -1,7 +1,7 @@
 // Choice by expected loss on vectors: one pass over the masses of a KV head.
 #include <algorithm>
+#include <bit>
 #include <cmath>
-#include <numeric>
 
 #include "select/loss.h"
 
@@ -25,10 +25,9 @@ struct LossTask {
   const float* ripple;       // [G, stride]
   float inverse[kMaxGroup];  // 1 / total
   float loss_per_row;
-  const std::uint8_t* chosen;  // [stride]
+  std::uint8_t* chosen;  // [stride]
 };
 
-constexpr int kLanes = 16;  // of running sums; strides are multiples of it
 constexpr float kRippleExponent = 5.0f;
 constexpr float kRippleFloor = 0.01f;
 
@@ -70,27 +69,40 @@ void ripple_row(const HeadTable& table, const float* logits, float h, float soft
   }
 }
 
-// Numbers of the clusters that are worth their rows and not chosen yet, to list. Returns how many.
-int worthy(const LossTask& task, std::int32_t* list) {
+// Numbers of the clusters that are worth their rows and not chosen yet, to list; they are chosen then. Returns how many. The
+// chosen clusters' shares of the heads' totals are added to covered [G].
+int worthy(const LossTask& task, std::int32_t* list, float* covered) {
   const hn::ScalableTag<float> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const hn::Rebind<std::uint8_t, decltype(di)> du;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const HeadTable& table = *task.table;
-  alignas(64) float excess[HWY_MAX_BYTES / sizeof(float)];
+  hn::Vec<decltype(d)> sum[kMaxGroup];
+  for (int g = 0; g < task.group; ++g) sum[g] = hn::Zero(d);
   int found = 0;
   for (int c = 0; c < table.stride; c += lanes) {  // the padding has no size, mass or ripple: 0 > 0 takes none
+    const auto share = [&](int g) HWY_ATTR {
+      return hn::Mul(hn::LoadU(d, task.mass + static_cast<std::int64_t>(g) * table.stride + c), hn::Set(d, task.inverse[g]));
+    };
     auto loss = hn::Zero(d);
     for (int g = 0; g < task.group; ++g) {
-      const std::int64_t at = static_cast<std::int64_t>(g) * table.stride + c;
-      const auto m = hn::Mul(hn::LoadU(d, task.mass + at), hn::Set(d, task.inverse[g]));
-      loss = hn::MulAdd(hn::Mul(m, m), hn::LoadU(d, task.ripple + at), loss);
+      const auto m = share(g);
+      loss = hn::MulAdd(hn::Mul(m, m), hn::LoadU(d, task.ripple + static_cast<std::int64_t>(g) * table.stride + c), loss);
     }
     const auto price = hn::Mul(hn::LoadU(d, table.size.data() + c), hn::Set(d, task.loss_per_row));
-    if (hn::AllFalse(d, hn::Gt(loss, price))) continue;
-    hn::Store(hn::Sub(loss, price), d, excess);
-    for (int i = 0; i < lanes; ++i) {
-      if (excess[i] > 0 && task.chosen[c + i] == 0) list[found++] = c + i;
+    const auto before = hn::RebindMask(d, hn::Ne(hn::PromoteTo(di, hn::LoadU(du, task.chosen + c)), hn::Zero(di)));
+    const auto added = hn::AndNot(before, hn::Gt(loss, price));
+    const auto now = hn::Or(before, added);
+    if (hn::AllFalse(d, now)) continue;
+    for (int g = 0; g < task.group; ++g) sum[g] = hn::Add(sum[g], hn::IfThenElseZero(now, share(g)));
+    std::uint8_t bits[8] = {};
+    hn::StoreMaskBits(d, added, bits);
+    for (auto rest = static_cast<std::uint32_t>(bits[0] | (bits[1] << 8)); rest != 0; rest &= rest - 1) {
+      list[found] = c + std::countr_zero(rest);
+      task.chosen[list[found++]] = 1;
     }
   }
+  for (int g = 0; g < task.group; ++g) covered[g] += hn::GetLane(hn::SumOfLanes(d, sum[g]));
   return found;
 }
 
@@ -138,27 +150,14 @@ int choose_by_loss(const HeadTable& table, int group, const float* mass, const f
     task.inverse[g] = 1 / total;
     covered[g] = fixed[g] * task.inverse[g];
   }
+  if (sound) return TACTIC_PICK(worthy)(task, list, covered);
   int added = 0;
-  if (sound) {
-    added = TACTIC_PICK(worthy)(task, list);
-    for (int i = 0; i < added; ++i) chosen[list[i]] = 1;
-  } else {
-    for (std::int32_t c = 0; c < table.count; ++c) {
-      if (chosen[c] != 0) continue;
-      chosen[c] = 1;
-      list[added++] = c;
-    }
-    std::fill_n(covered, group, 1.0f);
-    return added;
+  for (std::int32_t c = 0; c < table.count; ++c) {
+    if (chosen[c] != 0) continue;
+    chosen[c] = 1;
+    list[added++] = c;
   }
-  for (int g = 0; g < group; ++g) {
-    const float* row = mass + static_cast<std::int64_t>(g) * table.stride;
-    float lanes[kLanes] = {};  // one chain of additions would wait four cycles for each
-    for (int c = 0; c < table.stride; c += kLanes) {
-      for (int l = 0; l < kLanes; ++l) lanes[l] += chosen[c + l] != 0 ? row[c + l] : 0.0f;
-    }
-    covered[g] += std::accumulate(lanes, lanes + kLanes, 0.0f) * task.inverse[g];
-  }
+  std::fill_n(covered, group, 1.0f);
   return added;
 }
 
