@@ -8,8 +8,8 @@
 
 namespace tactic::cuda {
 
-// Bytes of scratch for either call; depends on shape, S and max_length only. Contents need no preparation but must not be shared
-// by calls that overlap; zeroed once when allocated, and zero again after every call.
+// Bytes of scratch for either call; depends on shape, S and max_length only. Zero it once when it is allocated: every call leaves
+// it zero again. Calls that overlap must not share it.
 std::size_t attend_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceLists& lists);
 
 // Always-attended tokens, listed tokens, represented clusters; merged, normalised, written to output. status [S].
