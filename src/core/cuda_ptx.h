@@ -64,15 +64,53 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
-// Stores into the same place of the shared memory of the cluster's block `rank`. 16-byte aligned.
-__device__ __forceinline__ void store_in_block(float* own, int rank, float4 v) {
+// The same without an order of memory operations, which costs a wait for all that are under way.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
 #if __CUDA_ARCH__ >= 900
-  std::uint32_t address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(own)), "r"(rank));
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+
+// ---- data sent into another block's shared memory, counted there by a barrier: one way, no round trip ----
+
+// One thread, before the barrier is named to others: once expect_bytes() has been called it completes with the last of the bytes,
+// which may come earlier. Other blocks may send after a cluster barrier.
+__device__ __forceinline__ void init_barrier(std::uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+// One thread, once.
+__device__ __forceinline__ void expect_bytes(std::uint64_t* barrier, std::uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+#endif
+}
+// 16 bytes into the same place of the shared memory of the cluster's block `rank`, counted by its `barrier`. Aligned.
+__device__ __forceinline__ void send_to_block(float* own, std::uint64_t* barrier, int rank, float4 v) {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t to, counted;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(own)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counted) : "r"(shared_address(barrier)), "r"(rank));
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(counted)
                : "memory");
-#else
-  if (rank == 0) *reinterpret_cast<float4*>(own) = v;
+#endif
+}
+// Until all expected bytes have come.
+__device__ __forceinline__ void wait_for_bytes(std::uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t done = 0;
+  while (done == 0) {
+    asm volatile(
+        "{ .reg .pred p;\n\t"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;\n\t"
+        "selp.u32 %0, 1, 0, p; }"
+        : "=r"(done)
+        : "r"(shared_address(barrier))
+        : "memory");
+  }
 #endif
 }
 

@@ -6,93 +6,66 @@
 #include "select/cuda.h"
 #include "select/cuda_choose.h"
 #include "select/cuda_exported.h"
+#include "select/cuda_fixed.h"
 #include "select/loss.h"
 
 namespace tactic::cuda {
 namespace {
 
-// Columns of the index into shared memory, in the background; L2 fetches what the step reads once q is there.
 template <typename Shape>
-__device__ void fetch_columns(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared) {
-  const std::int64_t at = static_cast<std::int64_t>(piece.slot) * task.index.capacity + piece.first;
-  const std::int32_t* begin = task.index.begin + static_cast<std::int64_t>(piece.slot) * (task.index.capacity + 64) + piece.first;
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  for (int i = thread * 4; i < piece.count; i += threads * 4) {
-    copy_async(shared.spread + i, task.index.spread + at + i);
-    if constexpr (Shape::kInt8) copy_async(shared.scale + i, task.index.centroid_scale + at + i);
-  }
-  const int ends = piece.count > 0 ? piece.count + 1 : 0;  // an empty piece begins at the last column, on no 16-byte border
-  for (int i = thread * 4; i < ends; i += threads * 4) copy_async(shared.begin + i, begin + i);
-  const std::int32_t* part_begin = task.index.part_begin + static_cast<std::int64_t>(piece.slot) * (task.index.part_capacity + 1);
-  if (thread < piece.parts) shared.part_end[thread] = part_begin[thread + 1];
-}
-
-// The tokens that are attended without being listed. Reports a length that cannot be.
-__device__ FixedTokens fixed_tokens(const SelectTask& task, const Piece& piece, bool& sound, bool report) {
-  const int length = *static_cast<const volatile std::int32_t*>(task.kv.lengths + piece.sequence);
-  const int first = task.index.range[2 * piece.sequence];
-  const int last = task.index.range[2 * piece.sequence + 1];
-  sound = length >= 0 && length <= task.kv.max_length && last <= length;
-  const bool ordered = first >= 0 && first <= last && task.index.clusters[piece.slot] >= 0 &&
-                       task.index.clusters[piece.slot] <= task.index.capacity;
-  if (report && threadIdx.x == 0 && piece.rank == 0) {
-    if (!sound) atomicOr(task.status + piece.sequence, device_status::bad_length);
-    if (!ordered) atomicOr(task.status + piece.sequence, device_status::bad_index);
-  }
-  sound = sound && ordered;
-  return sound ? FixedTokens{first, last - first, length - (last - first)} : FixedTokens{0, 0, 0};
-}
-
-// A tile of always-attended tokens goes to a warp that has the fewest tiles of centroids: from the last warp down.
-__device__ __forceinline__ int first_fixed_tile(const Piece& piece) {
-  return piece.rank + piece.pieces * (piece.warps - 1 - piece.warp);
-}
-
-template <typename Shape>
-__global__ void __launch_bounds__(512, 1) select_kernel(const __grid_constant__ SelectTask task) {
+__global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid_constant__ SelectTask task) {
   extern __shared__ __align__(16) std::byte memory[];
   constexpr int kStages = Shape::kChunks <= 2 ? 2 : 1;  // centroid tiles a warp loads ahead: registers
-  if (task.log_pieces > 0) cluster_arrive();
   const Piece piece(task);
   SelectShared<Shape> shared;
-  shared.place(memory, task.columns, task.index.part_capacity, piece.pieces, piece.warps, task.query.softcap > 0);
+  shared.place(memory, task.columns, task.index.part_capacity, task.query.softcap > 0, task.shape_rows);
+  if (piece.pieces > 1) {
+    if (threadIdx.x == 0) init_barrier(shared.arrived);
+    cluster_arrive_relaxed();
+  }
 
   // What the index holds does not depend on the kernel before: it may be read before that has ended.
-  fetch_columns(task, piece, shared);
   const int tiles = (piece.count + kTileRows - 1) / kTileRows;
   RowTile<Shape::kChunks> ahead[kStages];
 #pragma unroll
   for (int s = 0; s < kStages; ++s) {
     if (piece.warp + s * piece.warps < tiles) load_centroids<Shape>(task, piece, piece.warp + s * piece.warps, ahead[s]);
   }
-  const int row_tiles = task.query.shape.head_dim / kTileRows;
-  const int forms = task.spread ? piece.parts * row_tiles : 0;
-  RowTile<Shape::kBf16Chunks> rows;
-  if (piece.warp < forms) load_shape<Shape>(task, piece, piece.warp / row_tiles, piece.warp % row_tiles, rows);
-  bool sound;
-  prefetch_fixed(task, piece, fixed_tokens(task, piece, sound, false), first_fixed_tile(piece));
+  const CovarianceRows covariances = fetch_covariances(task, piece, shared);
+  const QueryRows query(task, piece);
+  prefetch_query(task, query);
+  fetch_columns(task, piece, shared);
+  const ClusteredRange range(task, piece);
+  prefetch_fixed(task, piece, fixed_tokens(task, piece, range));
   wait_copies();
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < piece.count; i += static_cast<int>(blockDim.x)) {
-    shared.log_size[i] = log2_fast(static_cast<float>(shared.begin[i + 1] - shared.begin[i]));
-  }
+  if (piece.pieces > 1) cluster_wait();  // all blocks of the head run and count what they are sent
 
   wait_for_predecessor();
   let_successor_start();
-  for (int member = piece.warp; member < Shape::kGroup; member += piece.warps) stage_query(task, piece, shared, member);
-  const FixedTokens fixed = fixed_tokens(task, piece, sound, true);
-  __syncthreads();
-  for (int u = piece.warp; u < forms; u += piece.warps) {
-    if (u != piece.warp) load_shape<Shape>(task, piece, u / row_tiles, u % row_tiles, rows);
-    sum_form(piece, shared, u / row_tiles, u % row_tiles, rows);
+  const LaneQuery<Shape> of_lane(task, piece, query, piece.warp);
+  const FixedTokens fixed = fixed_tokens(task, piece, range);
+  if (piece.warp < Shape::kGroup) stage_query(task, piece, shared, of_lane, piece.warp);
+  if constexpr (Shape::kGroup > 8) {  // there are 8 warps at least
+    if (piece.warp + piece.warps < Shape::kGroup)
+      stage_query(task, piece, shared, LaneQuery<Shape>(task, piece, query, piece.warp + piece.warps), piece.warp + piece.warps);
   }
+  // Always-attended keys are on their way while centroids are scored.
+  int fixed_tile = first_fixed_tile(piece);
+  RowTile<Shape::kBf16Chunks> keys;
+  bool valid[2];
+  if (fixed_tile * kTileRows < fixed.count) load_fixed<Shape>(task, piece, fixed, fixed_tile, keys, valid);
   __syncthreads();
-  sum_half_variances(task, piece, shared);
+  if (piece.pieces > 1 && threadIdx.x == 0)
+    expect_bytes(shared.arrived, static_cast<std::uint32_t>(piece.pieces * piece.warps * Shape::kGroup * 8));
+  const int forms = task.spread ? piece.parts * covariances.tiles : 0;
+#pragma unroll 1
+  for (int u = piece.warp; u < forms; u += piece.warps) sum_form(task, piece, shared, covariances, u);
   __syncthreads();
+  const float* variances = sum_variances(task, piece, shared);
 
   RunningSum sums[Shape::kQueryTiles][2];
   {
-    CentroidScorer<Shape> scorer(task, piece, shared);
+    const CentroidScorer<Shape> scorer(task, piece, shared, variances);
 #pragma unroll 1
     for (int tile = piece.warp; tile < tiles; tile += piece.warps) {
       scorer.score(tile, ahead[0], sums);
@@ -102,63 +75,61 @@ __global__ void __launch_bounds__(512, 1) select_kernel(const __grid_constant__ 
       if (next < tiles) load_centroids<Shape>(task, piece, next, ahead[kStages - 1]);
     }
   }
-  if (first_fixed_tile(piece) * kTileRows < fixed.count) {
-    const QueryFragments<Shape, Shape::kBf16Chunks> query(shared.query16, Shape::kBf16Pitch, piece.lane);
 #pragma unroll 1
-    for (int tile = first_fixed_tile(piece); tile * kTileRows < fixed.count; tile += piece.pieces * piece.warps) {
-      bool valid[2];
-      load_fixed<Shape>(task, piece, fixed, tile, rows, valid);
-      score_fixed<Shape>(task, piece, query, rows, valid, sums);
-    }
+  while (fixed_tile * kTileRows < fixed.count) {
+    score_fixed<Shape>(task, piece, shared, keys, valid, sums);
+    fixed_tile += piece.pieces * piece.warps;
+    if (fixed_tile * kTileRows < fixed.count) load_fixed<Shape>(task, piece, fixed, fixed_tile, keys, valid);
   }
-  if (task.log_pieces > 0) cluster_wait();  // all blocks of the head run
   share_sums(piece, shared, sums);
-  if (task.log_pieces > 0) {
-    cluster_arrive();
-    cluster_wait();
+  if (piece.pieces > 1) {
+    wait_for_bytes(shared.arrived);
   } else {
     __syncthreads();
   }
-  join_sums(piece, shared);
-  __syncthreads();
+  const float joined = join_sums(piece, shared);
+  const int member = piece.lane % Shape::kGroup;
+  if (piece.rank == 0 && piece.warp == 0 && piece.lane < task.group) {
+    task.lists.reference[piece.slot * task.group + member] = joined * kLn2;
+    const bool finite = isfinite(joined) || piece.count == 0;
+    const std::uint32_t faults = fixed.faults != 0 ? fixed.faults : finite ? 0 : device_status::non_finite;
+    if (faults != 0) atomicOr(task.status + piece.sequence, faults);
+  }
+  if (task.exported.share != nullptr) [[unlikely]]
+    return export_columns(task, piece, shared, variances, joined);
 
-  const int member = static_cast<int>(threadIdx.x);
-  if (piece.rank == 0 && member < task.query.shape.group()) {
-    const float total = shared.total[member];
-    task.lists.reference[piece.slot * task.query.shape.group() + member] = total * kLn2;
-    if (!isfinite(total) && sound && piece.count > 0) atomicOr(task.status + piece.sequence, device_status::non_finite);
-  }
-  if (task.exported.share != nullptr) return export_columns(task, piece, shared);
-  // Arrays that scoring has left: candidates of all warps, then the chosen columns and their places.
-  auto* candidates = reinterpret_cast<std::int32_t*>(shared.scale);
-  const int count = sound ? piece.count : 0;
-  const int stride = columns_of_warp(count, piece.warps);
-  const int from = min(piece.warp * stride, count);
-  const int end = choose_columns(task, piece, shared, from, min(from + stride, count), candidates);
+  float* total = shared.total + piece.warp * Shape::kGroup;
+  // An unsound head and the padding of the group have no say: their shares vanish.
+  if (piece.lane < Shape::kGroup) total[member] = member < task.group && isfinite(joined) ? joined : -2 * kLowest;
+  __syncwarp();
+  const int pairs = fixed.faults == 0 ? pairs_of_warp(piece, tiles) : 0;
+  int2 counts = make_int2(0, 0);
+#pragma unroll 1
+  for (int pair = 0; pair < pairs; ++pair) judge_pair(task, piece, shared, variances, total, pair, counts);
+  counts.x = __reduce_add_sync(~0u, counts.x);
+  if (piece.lane == 0) shared.count[piece.warp] = counts;
   __syncthreads();
-  const ColumnSet set{piece.slot,
-                      piece.slot * piece.pieces + piece.rank,
-                      piece.first,
-                      piece.warp,
-                      piece.warps,
-                      piece.lane,
-                      from,
-                      end,
-                      candidates,
-                      shared.code,
-                      shared.begin,
-                      reinterpret_cast<std::int32_t*>(shared.spread),
-                      reinterpret_cast<std::int32_t*>(shared.log_size)};
-  const Offsets tokens(shared.count, set), chosen(shared.count + 32, set), represented(shared.count + 64, set);
-  list_columns(task.lists, set, task.query.shape.group(), tokens.before, chosen.before, represented.before,
-               [&](int c, int m) { return shared.mass[c * Shape::kGroup + m]; });
+  const int2 of_warp = piece.lane < piece.warps ? shared.count[piece.lane] : make_int2(0, 0);
+  const bool earlier = piece.lane < piece.warp;
+  const int tokens = __reduce_add_sync(~0u, of_warp.x), columns = __reduce_add_sync(~0u, of_warp.y);
+  const int columns_before = __reduce_add_sync(~0u, earlier ? of_warp.y : 0);
+  Places next{__reduce_add_sync(~0u, earlier ? of_warp.x : 0), columns_before % kOneRepresented,
+              columns_before / kOneRepresented};
+  const int stretch = piece.slot * piece.pieces + piece.rank;
+  const ChosenColumns chosen{shared.places(), shared.sources(task.columns)};
+#pragma unroll 1
+  for (int pair = 0; pair < pairs; ++pair) {
+    list_pair(task, piece, shared, chosen, static_cast<std::int64_t>(stretch) * task.lists.represented_stride, pair, next);
+  }
+  __syncthreads();
+  const int first = columns > 0 ? shared.begin[0] : 0;
+  const std::int64_t of_slot = static_cast<std::int64_t>(piece.slot) * task.index.token_capacity;
+  list_tokens(chosen, columns % kOneRepresented, tokens, task.index.tokens + of_slot, task.lists.tokens + of_slot + first);
   if (threadIdx.x == 0) {
-    task.lists.token_first[set.stretch] = count > 0 ? shared.begin[0] : 0;
-    task.lists.token_count[set.stretch] = tokens.all;
-    task.lists.represented_count[set.stretch] = represented.all;
+    task.lists.token_first[stretch] = first;
+    task.lists.token_count[stretch] = tokens;
+    task.lists.represented_count[stretch] = columns / kOneRepresented;
   }
-  __syncthreads();
-  if (count > 0) list_tokens(task.index, task.lists, set, chosen.all);
 }
 
 // ---- launch ----------------------------------------------------------------------------------------------------------
@@ -169,32 +140,39 @@ struct Plan {
   int threads = 256;
 };
 
-Plan make_plan(const DeviceKv& kv, const DeviceIndex& index) {
+Plan make_plan(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index) {
   const DeviceFacts& facts = device_facts();
-  constexpr int kPortablePieces = 8;
   constexpr int kFewestColumns = 64;  // a piece: fewer leave warps idle
   Plan plan;
   const int slots = kv.sequences * kv.kv_heads;
-  if (facts.clusters) {
-    while (plan.pieces < kPortablePieces && slots * plan.pieces * 2 <= facts.processors &&
-           index.capacity / plan.pieces >= 2 * kFewestColumns) {
-      plan.pieces *= 2;
-    }
+  // All at once or not at all: thread-block clusters that wait for others to end cost a second turn of the whole chain. Unless
+  // one piece's columns need more blocks to fit.
+  const int group = query.shape.group() <= 4 ? 4 : query.shape.group() <= 8 ? 8 : 16;
+  const std::int64_t most = facts.shared_bytes * 3 / 4 / (4 * group * (query.softcap > 0 ? 2 : 1) + 21);  // columns of a block
+  for (int log_pieces = 1;
+       1 << log_pieces <= kMostPieces && facts.clusters_at_once[log_pieces] > 0 && index.capacity >> log_pieces >= kFewestColumns;
+       ++log_pieces) {
+    if (slots > facts.clusters_at_once[log_pieces] && index.capacity / plan.pieces <= most) break;
+    plan.pieces = 1 << log_pieces;
   }
   plan.columns = ((index.capacity + plan.pieces - 1) / plan.pieces + kTileRows - 1) / kTileRows * kTileRows;
   // One large block a processor, or two smaller ones when there are more blocks than processors; a small one where each of its
-  // warps has a tile at most (one tile: 8.7 us with 256 threads, 9.1 with 512, two and more: 12.6 against 11.4).
+  // warps has a tile at most (8 x 32K: 14.0 us with 512 threads, 17.6 with 256; 1 x 32K: 8.9 and 7.9).
   plan.threads = slots * plan.pieces > facts.processors || plan.columns <= 8 * kTileRows ? 256 : 512;
   return plan;
 }
 
 template <int Group, int Dim, bool Int8>
-void launch_select(const SelectTask& task, const Plan& plan, cudaStream_t stream) {
+void launch_select(SelectTask task, const Plan& plan, cudaStream_t stream) {
   using Shape = SelectShape<Group, Dim, Int8>;
-  SelectShared<Shape> measure;
-  const std::size_t bytes =
-      measure.place(nullptr, plan.columns, task.index.part_capacity, plan.pieces, plan.threads / 32, task.query.softcap > 0);
   const DeviceFacts& facts = device_facts();
+  const auto measure = [&](int shape_rows) {
+    return SelectShared<Shape>().place(nullptr, plan.columns, task.index.part_capacity, task.query.softcap > 0, shape_rows);
+  };
+  // The covariances are copied early where they are in no other block's way: two blocks of 256 threads fit on a processor.
+  const int rows = task.spread ? task.index.part_capacity * task.query.shape.head_dim : 0;
+  task.shape_rows = measure(rows) <= static_cast<std::size_t>(facts.shared_bytes) / (plan.threads == 512 ? 1 : 2) ? rows : 0;
+  const std::size_t bytes = measure(task.shape_rows);
   if (bytes > static_cast<std::size_t>(facts.shared_bytes)) {
     throw Error(Status::unsupported, "capacity: " + std::to_string(task.index.capacity) + " clusters a KV head need " +
                                          std::to_string(bytes) + " bytes of shared memory a block, the device has " +
@@ -208,7 +186,7 @@ void launch_select(const SelectTask& task, const Plan& plan, cudaStream_t stream
   shape.block = static_cast<unsigned>(plan.threads);
   shape.shared_bytes = bytes;
   shape.cluster = plan.pieces;
-  shape.dependent = facts.clusters;
+  shape.dependent = true;
   launch("select", select_kernel<Shape>, shape, stream, task);
 }
 
@@ -233,6 +211,26 @@ void launch_dim(const SelectTask& task, const Plan& plan, cudaStream_t stream) {
   }
 }
 
+// Thread-block clusters that run at the same time, a block a processor: less than processors / blocks, since a cluster's
+// processors are neighbours.
+int clusters_at_once(int blocks, int shared_bytes) {
+  const auto kernel = select_kernel<SelectShape<4, 128, true>>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), "shared memory of select");
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(blocks);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(blocks);
+  config.blockDim = 32 * kMostWarps;
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "clusters of thread blocks at once");
+  return count;
+}
+
 bool chooses_here(const Options& options) {
   return options.method == Method::tactic && options.goal == Goal::error && !options.promise;
 }
@@ -246,16 +244,17 @@ struct Carved {
 };
 
 Carved carve(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options, void* scratch) {
-  const Plan plan = make_plan(kv, index);
+  const Plan plan = make_plan(query, kv, index);
   const bool here = chooses_here(options);
   Carver carver(scratch);
   const auto slots = static_cast<std::size_t>(kv.sequences) * static_cast<std::size_t>(kv.kv_heads);
   const auto group = static_cast<std::size_t>(query.shape.group());
   Carved carved;
   DeviceLists& lists = carved.lists;
-  lists.pieces = here ? plan.pieces : 1;
+  const bool paper = options.method == Method::paper;
+  lists.pieces = here ? plan.pieces : paper ? kPaperPieces : 1;
   lists.token_stride = index.token_capacity;
-  lists.represented_stride = here ? plan.columns : index.capacity;
+  lists.represented_stride = here ? plan.columns : paper ? 4 : index.capacity;
   const auto pieces = slots * static_cast<std::size_t>(lists.pieces);
   const auto columns = pieces * static_cast<std::size_t>(lists.represented_stride);
   lists.token_first = carver.take<std::int32_t>(pieces);
@@ -267,7 +266,8 @@ Carved carve(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& in
   lists.tokens = carver.take<std::int32_t>(slots * static_cast<std::size_t>(index.token_capacity));
   if (!here) {
     const std::size_t cells = slots * group * static_cast<std::size_t>(index.capacity);
-    carved.exported = {carver.take<float>(cells), carver.take<float>(cells), carver.take<float>(cells)};
+    carved.exported.share = carver.take<float>(cells);
+    (paper ? carved.exported.logit : carved.exported.weight) = carver.take<float>(cells);
   }
   carved.bytes = carver.used();
   carved.rest = static_cast<std::byte*>(scratch) + carved.bytes;
@@ -286,7 +286,9 @@ const DeviceFacts& device_facts() {
     int processors = 0;
     check(cudaDeviceGetAttribute(&own.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory");
     check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "processor count");
-    own.clusters = has_sm90_code();
+    own.clusters_at_once[0] = processors;
+    for (int i = 1; has_sm90_code() && 1 << i <= kMostPieces; ++i)
+      own.clusters_at_once[i] = clusters_at_once(1 << i, own.shared_bytes);
     own.processors = processors;
   }
   return own;
@@ -294,7 +296,7 @@ const DeviceFacts& device_facts() {
 
 std::size_t select_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options) {
   return carve(query, kv, index, options, nullptr).bytes +
-         (options.method == Method::paper ? paper_scratch_bytes(query, kv, index) : 0);
+         (options.method == Method::paper ? paper_scratch_bytes(query, kv, index, options) : 0);
 }
 
 DeviceLists select_lists(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options,
@@ -305,11 +307,12 @@ DeviceLists select_lists(const DeviceQuery& query, const DeviceKv& kv, const Dev
 void select(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options,
             const DeviceLists& lists, std::uint32_t* status, void* scratch, DeviceStream stream) {
   if (options.promise) throw Error(Status::unsupported, "options.promise is 1: the device has no probe of heads; use 0");
-  const Plan plan = make_plan(kv, index);
+  const Plan plan = make_plan(query, kv, index);
   const bool paper = options.method == Method::paper;
   Carved carved = carve(query, kv, index, options, scratch);
   SelectTask task{};
   task.query = query;
+  task.group = query.shape.group();
   task.kv = kv;
   task.index = index;
   task.lists = lists;
@@ -319,7 +322,7 @@ void select(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& ind
   task.by_block = Divisor::of(kv.block_size);
   task.columns = plan.columns;
   task.loss_per_row = loss_per_row(options.mass);
-  task.represented_price = represented_price(task.loss_per_row);
+  task.represented_price = options.tail_clusters > 0 ? represented_price(task.loss_per_row) : INFINITY;
   task.spread = options.spread && !paper;
   task.represent = options.tail_clusters > 0;
   const int group = query.shape.group();

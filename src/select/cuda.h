@@ -21,8 +21,8 @@ DeviceLists select_lists(const DeviceQuery& query, const DeviceKv& kv, const Dev
 //   verify         has no effect: without it equal error takes 5% to 9% more rows (docs/results/loss.md), at (8, 128K, 5%) about
 //                  4 us of reading; a second pair of kernels is expected to cost more (not measured)
 //   tail_clusters  with goal error is 0 or not 0: what is worth its mean V is represented, without a limit (a limit needs a sort)
-// Throws Error(unsupported) where the columns of a piece do not fit into shared memory: above about 60000 clusters a KV head on
-// sm_90 and 3500 on sm_89, with a group of 4.
+// Throws Error(unsupported) where the columns of a piece do not fit into shared memory, with a group of 4: above about 45000
+// clusters a KV head on sm_90 and 2500 on sm_89; `paper`: above 32000 and 10000.
 void select(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options,
             const DeviceLists& lists, std::uint32_t* status, void* scratch, DeviceStream stream);
 

@@ -1,4 +1,5 @@
-// From masses to codes: the normaliser over all pieces and the choice by expected loss. Included by .cu files only.
+// From masses to lists: the choice by expected loss, or the export of what a choice elsewhere needs. A warp
+// judges and lists the columns that it has scored. Included by .cu files only.
 #pragma once
 
 #include "select/cuda_lists.h"
@@ -6,62 +7,7 @@
 
 namespace tactic::cuda {
 
-// Maximum and sum of this warp's lanes to all blocks of the (sequence, head).
-template <typename Shape>
-__device__ void share_sums(const Piece& piece, const SelectShared<Shape>& shared,
-                           const RunningSum (&sums)[Shape::kQueryTiles][2]) {
-  float* own = shared.sums + (piece.rank * piece.warps + piece.warp) * Shape::kGroup * 2;
-#pragma unroll
-  for (int i = 0; i < Shape::kQueryTiles; ++i) {
-    float4 both;
-    float* at = &both.x;  // maximum, sum of two heads
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      float top = sums[i][k].top;
-#pragma unroll
-      for (int o = 16; o > 1; o /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-      float sum = sums[i][k].sum * exp2_fast(sums[i][k].top - top);
-#pragma unroll
-      for (int o = 16; o > 1; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
-      at[2 * k] = top;
-      at[2 * k + 1] = sum;
-    }
-    float* place = own + (i * 4 + piece.lane % 2 * 2) * 2;
-    if (piece.pieces == 1) {
-      if (piece.lane < 2) *reinterpret_cast<float4*>(place) = both;
-    } else if (piece.lane / 2 < piece.pieces) {
-      store_in_block(place, piece.lane / 2, both);
-    }
-  }
-}
-
-// Warps below kGroup: log-sum-exp base 2 of a head over the sums of all warps of all pieces, into shared.total.
-template <typename Shape>
-__device__ void join_sums(const Piece& piece, const SelectShared<Shape>& shared) {
-  for (int member = piece.warp; member < Shape::kGroup; member += piece.warps) {
-    constexpr int kMostEach = kMostPieces * 16 / 32;
-    const int entries = piece.pieces * piece.warps;
-    float2 own[kMostEach];
-    float top = kLowest;
-#pragma unroll
-    for (int i = 0; i < kMostEach; ++i) {
-      const int e = i * 32 + piece.lane;
-      own[i] = e < entries ? *reinterpret_cast<const float2*>(shared.sums + (e * Shape::kGroup + member) * 2)
-                           : make_float2(kLowest, 0.0f);
-      top = fmaxf(top, own[i].x);
-    }
-#pragma unroll
-    for (int o = 16; o > 0; o /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < kMostEach; ++i) sum += own[i].y * exp2_fast(own[i].x - top);
-#pragma unroll
-    for (int o = 16; o > 0; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
-    if (piece.lane == 0) shared.total[member] = top + log2_fast(sum);
-  }
-}
-
-// log cosh s, base 2; s the deviation of a column's logits, s^2 its variance: with it the mean V weighs as its tokens do.
+// log cosh s, base 2; s^2 the variance of a column's logits; with it the mean V weighs as its tokens do.
 __device__ __forceinline__ float log2_cosh(float variance) {
   float s;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(variance));
@@ -69,157 +15,137 @@ __device__ __forceinline__ float log2_cosh(float variance) {
   return s + log2_fast(fmaf(0.5f, exp2_fast(-2 * s), 0.5f));  // s + log((1 + exp(-2 s)) / 2)
 }
 
-// Half the variance of a column's logits, natural. half: [kGroup] of its part.
+// joined: log2 of the mass of head lane % kGroup.
 template <typename Shape>
-__device__ __forceinline__ float column_half(const SelectTask& task, const SelectShared<Shape>& shared, const float* half, int c,
-                                             int member) {
-  const float of_part = half[member] * shared.spread[c];
-  if (task.query.softcap <= 0) return of_part;
-  return capped_variance(task, of_part, shared.logit[c * Shape::kGroup + member]);
-}
-
-template <typename Shape>
-__device__ void export_columns(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared) {
-  const int group = task.query.shape.group();
-  for (int c = static_cast<int>(threadIdx.x); c < piece.count; c += static_cast<int>(blockDim.x)) {
-    const float* half = shared.half + part_of(shared.part_end, piece.parts, piece.first + c) * Shape::kGroup;
+__device__ __forceinline__ void export_columns(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
+                                               const float* variances, float joined) {
+  float* total = shared.query;  // of the heads; scoring has left it
+  __syncthreads();
+  if (piece.warp == 0 && piece.lane < Shape::kGroup) total[piece.lane] = joined;
+  __syncthreads();
 #pragma unroll 1
-    for (int g = 0; g < group; ++g) {
-      const float variance = column_half(task, shared, half, c, g);
-      const float mass = shared.mass[c * Shape::kGroup + g];
-      const float centroid = mass - variance * kLog2E;  // log of size times exp(q . centroid)
-      const std::int64_t at = (static_cast<std::int64_t>(piece.slot) * group + g) * task.index.capacity + piece.first + c;
-      task.exported.logit[at] = centroid - shared.log_size[c];
-      task.exported.share[at] = mass - shared.total[g];
-      task.exported.weight[at] = centroid + log2_cosh(2 * variance);
-    }
+  for (int i = static_cast<int>(threadIdx.x); i < piece.count * task.group; i += static_cast<int>(blockDim.x)) {
+    const int g = i / piece.count, c = i - g * piece.count;
+    const Column column = shared.column[c];
+    const int part = part_of(shared.part_end, piece.parts, piece.first + c);
+    const float slope = task.query.softcap > 0 ? shared.slope[c * Shape::kGroup + g] : 1.0f;
+    const float variance = variances[part * Shape::kGroup + g] * column.spread * slope;
+    const float mass = shared.mass[c * Shape::kGroup + g];
+    const float centroid = mass - variance * (0.5f * kLog2E);  // log of size times exp(q . centroid)
+    const std::int64_t at = (static_cast<std::int64_t>(piece.slot) * task.group + g) * task.index.capacity + piece.first + c;
+    if (task.exported.logit != nullptr) task.exported.logit[at] = centroid - column.log_size;
+    task.exported.share[at] = mass - total[g];
+    if (task.exported.weight != nullptr) task.exported.weight[at] = centroid + log2_cosh(variance);
   }
 }
 
-// Counts of one lane's columns, then of its warp.
-struct Counts {
-  int tokens = 0, chosen = 0, represented = 0;
-  __device__ __forceinline__ void of_warp(int lane, int warp, std::int32_t* count) {
-    tokens = __reduce_add_sync(~0u, tokens);
-    chosen = __reduce_add_sync(~0u, chosen);
-    represented = __reduce_add_sync(~0u, represented);
-    if (lane != 0) return;
-    count[warp] = tokens;
-    count[32 + warp] = chosen;
-    count[64 + warp] = represented;
-  }
-};
+constexpr int kOneRepresented = 1 << 16;  // beside counts of chosen columns
 
-// Columns are dealt to warps in contiguous stretches of this many: a multiple of 32.
-__device__ __forceinline__ int columns_of_warp(int count, int warps) {
-  const int share = (count + warps - 1) / warps;
-  return (share + 31) / 32 * 32;
+// Judging and listing take a warp's scored tiles in pairs, a lane a column. Column of the warp's pair number `pair`.
+__device__ __forceinline__ int column_of_pair(const Piece& piece, int pair, int lane) {
+  return (piece.warp + (2 * pair + lane / kTileRows) * piece.warps) * kTileRows + lane % kTileRows;
+}
+__device__ __forceinline__ int pairs_of_warp(const Piece& piece, int tiles) {
+  const int round = 2 * piece.warps;
+  return (max(tiles - piece.warp, 0) + round - 1) / round;
 }
 
-// The columns that may be attended or represented, this warp's: numbers to candidates from `from` on. Returns how many. Neither
-// the loss of representing a column nor the weight of its mean V exceeds its share: most columns end here.
+// What becomes of a pair's columns: its words, log weights of all in place of their masses, counts of this lane's attended tokens
+// and of the warp's columns. L2 fetches the token numbers of the attended ones meanwhile. total: [kGroup] log2 of the heads'
+// mass.
 template <typename Shape>
-__device__ __forceinline__ int find_candidates(const Piece& piece, const SelectShared<Shape>& shared,
-                                               const float (&total)[Shape::kGroup], float least, int from, int to,
-                                               std::int32_t* candidates) {
-  constexpr int kGroup = Shape::kGroup;
-  int found = from;
-#pragma unroll 2
-  for (int first = from; first < to; first += 32) {
-    const int c = first + piece.lane;
-    float squares = 0;
-    if (c < to) {
-#pragma unroll
-      for (int g = 0; g < kGroup; g += 4) {
-        const float4 mass = *reinterpret_cast<const float4*>(shared.mass + c * kGroup + g);
-        squares += exp2_fast(2 * (mass.x - total[g])) + exp2_fast(2 * (mass.y - total[g + 1])) +
-                   exp2_fast(2 * (mass.z - total[g + 2])) + exp2_fast(2 * (mass.w - total[g + 3]));
-      }
-    }
-    const bool wanted = squares > least;
-    const std::uint32_t all = __ballot_sync(~0u, wanted);
-    if (wanted) candidates[found + __popc(all & ((1u << piece.lane) - 1))] = c;
-    found += __popc(all);
-  }
-  __syncwarp();
-  return found - from;
-}
-
-// What becomes of the candidates of this warp: codes, log weights of the represented into `mass`, counts of the warp into
-// `count`. L2 fetches the token numbers of the attended ones meanwhile.
-template <typename Shape>
-__device__ __forceinline__ void judge_candidates(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
-                                                 const float (&total)[Shape::kGroup], int from, int to,
-                                                 const std::int32_t* candidates) {
+__device__ __forceinline__ void judge_pair(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
+                                           const float* variances, const float* total, int pair, int2& counts) {
   constexpr float kRippleExponent = 5.0f;  // representation_ripple()
   constexpr float kRippleFloor = 0.01f;
-  constexpr int kGroup = Shape::kGroup;
-  const float price = task.loss_per_row;
-  const float tail_price = task.represented_price;
   const bool ripples = task.represent && task.spread;
-  const std::int32_t* tokens = task.index.tokens + static_cast<std::int64_t>(piece.slot) * task.index.token_capacity;
-  Counts counts;
+  const int c = column_of_pair(piece, pair, piece.lane);
+  bool attended = false, represented = false;
+  if (c < piece.count) {
+    const Column column = shared.column[c];
+    if (piece.parts > 1) variances += part_of(shared.part_end, piece.parts, piece.first + c) * Shape::kGroup;
+    float per_size;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(per_size) : "f"(column.size));
+    float loss = 0, squares = 0;
 #pragma unroll 1
-  for (int i = from + piece.lane; i < to; i += 32) {
-    const int c = candidates[i];
-    const float* half = shared.half;
-    if (piece.parts > 1) half += part_of(shared.part_end, piece.parts, piece.first + c) * kGroup;
-    const int begin = shared.begin[c];
-    const int size = shared.begin[c + 1] - begin;
-    const float per_size = __fdividef(1.0f, static_cast<float>(size));
-    float variance[kGroup];
-    float loss = 0;
+    for (int g = 0; g < Shape::kGroup; g += 4) {
+      float4& weights = *reinterpret_cast<float4*>(shared.mass + c * Shape::kGroup + g);
+      const float4 mass = weights, unit = *reinterpret_cast<const float4*>(variances + g),
+                   all = *reinterpret_cast<const float4*>(total + g);
+      const float x[4] = {mass.x, mass.y, mass.z, mass.w}, t[4] = {all.x, all.y, all.z, all.w};
+      float variance[4] = {unit.x, unit.y, unit.z, unit.w}, weight[4];
+      if (task.query.softcap > 0) {
 #pragma unroll
-    for (int g = 0; g < kGroup; ++g) {
-      variance[g] = column_half(task, shared, half, c, g);
-      const float share = exp2_fast(2 * (shared.mass[c * kGroup + g] - total[g]));  // squared
-      const float scatter = exp2_fast(fminf(2 * variance[g], kRippleExponent) * kLog2E) - 1;
-      const float ripple = ripples ? fminf(1.0f, fmaf(scatter, per_size, kRippleFloor)) : 1.0f;
-      loss += share > 0 ? share * ripple : 0.0f;  // an unsound head's ripple may be NaN
-    }
-    std::uint8_t code = kDropped;
-    if (loss > price * static_cast<float>(size)) {
-      code = kAttended;
-      counts.tokens += size;
-      ++counts.chosen;
-      prefetch_l2(tokens + begin);
-      prefetch_l2(tokens + begin + size - 1);
-    } else if (task.represent) {
-      float squares = 0;
-      float weight[kGroup];
-#pragma unroll
-      for (int g = 0; g < kGroup; ++g) {
-        weight[g] = shared.mass[c * kGroup + g] - variance[g] * kLog2E + log2_cosh(2 * variance[g]);
-        const float square = exp2_fast(2 * (weight[g] - total[g]));
-        squares += square > 0 ? square : 0.0f;
+        for (int k = 0; k < 4; ++k) variance[k] *= shared.slope[c * Shape::kGroup + g + k];
       }
-      if (squares > tail_price) {
-        code = kRepresented;
-        ++counts.represented;
 #pragma unroll
-        for (int g = 0; g < kGroup; ++g) shared.mass[c * kGroup + g] = weight[g] * kLn2;
+      for (int k = 0; k < 4; ++k) {
+        const float v = variance[k] * column.spread;
+        const float log_share = x[k] - t[k];
+        const float scatter = exp2_fast(fminf(v, kRippleExponent) * kLog2E) - 1;
+        const float ripple = ripples ? fminf(1.0f, fmaf(scatter, per_size, kRippleFloor)) : 1.0f;
+        loss += fmaxf(exp2_fast(2 * log_share) * ripple, 0.0f);  // an unsound head's may be NaN
+        const float log_weight = fmaf(v, -0.5f * kLog2E, log_share) + log2_cosh(v);
+        squares += fmaxf(exp2_fast(2 * log_weight), 0.0f);
+        weight[k] = (log_weight + t[k]) * kLn2;
       }
+      weights = make_float4(weight[0], weight[1], weight[2], weight[3]);
     }
-    shared.code[i] = code;
+    attended = loss > task.loss_per_row * column.size;
+    represented = !attended && squares > task.represented_price;
   }
-  counts.of_warp(piece.lane, piece.warp, shared.count);
+  if (attended) {
+    const int begin = shared.begin[c], size = shared.begin[c + 1] - begin;
+    const std::int32_t* tokens = task.index.tokens + static_cast<std::int64_t>(piece.slot) * task.index.token_capacity + begin;
+    prefetch_l2(tokens);
+    prefetch_l2(tokens + size - 1);
+    counts.x += size;
+  }
+  const uint2 words = make_uint2(__ballot_sync(~0u, attended), __ballot_sync(~0u, represented));
+  counts.y += __popc(words.x) + __popc(words.y) * kOneRepresented;
+  if (piece.lane == 0) shared.words[pair * piece.warps + piece.warp] = words;
 }
 
-// The choice of this warp's columns; returns the end of its candidates, which begin at `from`.
+// A warp's places in the lists of its piece.
+struct Places {
+  int tokens, chosen, represented;
+};
+
+// A judged pair's represented columns to the lists, its attended ones to `chosen`. represented: where the piece's are in the
+// lists.
 template <typename Shape>
-__device__ __forceinline__ int choose_columns(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
-                                              int from, int to, std::int32_t* candidates) {
-  float total[Shape::kGroup];
+__device__ __forceinline__ void list_pair(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
+                                          const ChosenColumns& chosen, std::int64_t represented, int pair, Places& next) {
+  const uint2 words = shared.words[pair * piece.warps + piece.warp];
+  const int c = column_of_pair(piece, pair, piece.lane);
+  const std::uint32_t earlier = (1u << piece.lane) - 1;
+  if ((words.y >> piece.lane & 1) != 0) {
+    const std::int64_t at = represented + next.represented + __popc(words.y & earlier);
+    task.lists.represented[at] = piece.first + c;
+    float* to = task.lists.log_weight + at * task.group;
+    const float* weight = shared.mass + c * Shape::kGroup;
+    if (task.group % 4 == 0) {
 #pragma unroll
-  for (int g = 0; g < Shape::kGroup; ++g) {
-    const float v = shared.total[g];
-    // An unsound head and the padding of the group have no say: their shares vanish.
-    total[g] = g < task.query.shape.group() && isfinite(v) ? v : -2 * kLowest;
+      for (int g = 0; g < Shape::kGroup; g += 4)
+        if (g < task.group) *reinterpret_cast<float4*>(to + g) = *reinterpret_cast<const float4*>(weight + g);
+    } else {
+#pragma unroll 1
+      for (int g = 0; g < task.group; ++g) to[g] = weight[g];
+    }
   }
-  const float least = task.represent ? task.represented_price : task.loss_per_row;
-  const int end = from + find_candidates(piece, shared, total, least, from, to, candidates);
-  judge_candidates(task, piece, shared, total, from, end, candidates);
-  return end;
+  next.represented += __popc(words.y);
+  if (words.x == 0) return;
+  const bool attended = (words.x >> piece.lane & 1) != 0;
+  const int begin = attended ? shared.begin[c] : 0, size = attended ? shared.begin[c + 1] - begin : 0;
+  int place = size;  // inclusive scan over the lanes
+#pragma unroll
+  for (int o = 1; o < 32; o *= 2) {
+    const int other = __shfl_up_sync(~0u, place, o);
+    if (piece.lane >= o) place += other;
+  }
+  if (attended) chosen.set(next.chosen + __popc(words.x & earlier), next.tokens + place - size, begin);
+  next.tokens += __shfl_sync(~0u, place, 31);
+  next.chosen += __popc(words.x);
 }
 
 }  // namespace tactic::cuda

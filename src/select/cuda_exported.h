@@ -11,8 +11,9 @@ namespace tactic::cuda {
 // Goal mass: lists with one stretch per (sequence, head).
 void choose_by_mass(const SelectTask& task, const Options& options, DeviceStream stream);
 
-// Algorithm 1 for every query head, the union as a list with one stretch per (sequence, head).
-std::size_t paper_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index);
+// Algorithm 1 for every query head, the union as lists of kPaperPieces stretches per (sequence, head), nothing represented.
+constexpr int kPaperPieces = 8;
+std::size_t paper_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options);
 void choose_by_paper(const SelectTask& task, const Options& options, void* scratch, DeviceStream stream);
 
 // Stretches of the scratch, each on a 256-byte border.
@@ -35,8 +36,8 @@ class Carver {
 // Of the current device.
 struct DeviceFacts {
   int processors = 0;
-  int shared_bytes = 0;  // a block can have
-  bool clusters = false;
+  int shared_bytes = 0;          // a block can have
+  int clusters_at_once[8] = {};  // by log2 of their blocks; 0 where there are none
 };
 const DeviceFacts& device_facts();
 

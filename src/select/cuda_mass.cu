@@ -6,90 +6,18 @@
 #include "core/error.h"
 #include "select/cuda_exported.h"
 #include "select/cuda_lists.h"
+#include "select/cuda_mass.h"
 
 namespace tactic::cuda {
 namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr int kBins = 1024;
-constexpr float kBinsPerOctave = 16;
 constexpr float kShareUnit = 1u << 30;  // of the integer sums: shares add up to at most 1
 constexpr int kRounds = 4;              // of prices, as select/choose_cpu.cpp
 constexpr float kLeastPrice = 1e-3f;
-
-struct MassTask {
-  SelectTask select;
-  float mass;
-  bool joint;
-  int tail;  // most represented columns
-};
-
-struct MassShared {
-  std::uint32_t* sum;   // [G + 1, kBins] shares of the heads by bin, tokens
-  std::int32_t* count;  // [3, 32]
-  float* price;         // [kMaxGroup]
-  float* best_price;    // [kMaxGroup]
-  float* need;          // [kMaxGroup] share that is missing; <= 0: nothing
-  float* free;          // [kMaxGroup] share of all columns
-  float* reached;       // [kMaxGroup] at the cut
-  std::int32_t* cut;    // [kMaxGroup + 1] bins
-  std::int32_t* state;  // [4] tokens of the round and of the best, cut of the best, cut of the tail
-  std::int32_t* begin;  // [columns + 1]
-  std::int32_t* numbers;
-  std::int32_t* places;
-  std::uint8_t* code;
-
-  __host__ __device__ std::size_t place(std::byte* base, int group, int columns) {
-    std::size_t at = 0;
-    const auto take = [&](auto*& pointer, std::size_t size) {
-      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(base + at);
-      at += (size * sizeof(*pointer) + 15) / 16 * 16;
-    };
-    const auto n = static_cast<std::size_t>(columns);
-    take(sum, static_cast<std::size_t>(group + 1) * kBins);
-    take(count, 3 * 32);
-    for (float** values : {&price, &best_price, &need, &free, &reached}) take(*values, kMaxGroup);
-    take(cut, kMaxGroup + 1);
-    take(state, 4);
-    take(begin, n + 1), take(numbers, n), take(places, n), take(code, n);
-    return at;
-  }
-};
-
-__device__ int bin_of(float log_score, float top) {
-  return min(max(static_cast<int>((top - log_score) * kBinsPerOctave), 0), kBins - 1);
-}
-
-// One warp: the first bin up to which row `sum` holds `need`; kBins - 1 when none. held: the sum up to and with it.
-__device__ int find_cut(const std::uint32_t* sum, std::uint32_t need, int lane, std::uint32_t* held) {
-  constexpr int kEach = kBins / 32;
-  std::uint32_t own = 0;
-  for (int i = 0; i < kEach; ++i) own += sum[lane * kEach + i];
-  std::uint32_t up_to = own;
-#pragma unroll
-  for (int o = 1; o < 32; o *= 2) {
-    const std::uint32_t other = __shfl_up_sync(~0u, up_to, o);
-    if (lane >= o) up_to += other;
-  }
-  const std::uint32_t reached = __ballot_sync(~0u, up_to >= need);
-  const int owner = reached != 0 ? __ffs(static_cast<int>(reached)) - 1 : 31;
-  std::uint32_t running = up_to - own;
-  int bin = lane * kEach;
-  for (int i = 0; i < kEach; ++i, ++bin) {
-    running += sum[lane * kEach + i];
-    if (running >= need || i == kEach - 1) break;
-  }
-  *held = __shfl_sync(~0u, running, owner);
-  return __shfl_sync(~0u, min(bin, kBins - 1), owner);
-}
-
-// One warp: the sum of row `sum` up to and with bin `cut`.
-__device__ std::uint32_t sum_to(const std::uint32_t* sum, int cut, int lane) {
-  std::uint32_t own = 0;
-  for (int i = lane; i <= cut; i += 32) own += sum[i];
-  return __reduce_add_sync(~0u, own);
-}
+constexpr int kMostGivenBack =
+    12;  // columns that no head needs: each costs a look at all of them; what is left over does no harm
 
 class MassChoice {
  public:
@@ -97,7 +25,7 @@ class MassChoice {
       : task_(task),
         shared_(shared),
         slot_(static_cast<int>(blockIdx.x)),
-        group_(task.select.query.shape.group()),
+        group_(task.select.group),
         warp_(static_cast<int>(threadIdx.x) / 32),
         lane_(static_cast<int>(threadIdx.x) % 32) {
     const std::int64_t first = static_cast<std::int64_t>(slot_) * group_ * task.select.index.capacity;
@@ -132,6 +60,14 @@ class MassChoice {
   __device__ void load_begin() {
     const std::int32_t* begin = task_.select.index.begin + static_cast<std::int64_t>(slot_) * (task_.select.index.capacity + 64);
     for (int c = thread(); c <= count_; c += kThreads) shared_.begin[c] = begin[c];
+    if (shared_.share != nullptr) {  // every look at them is a trip to L2 otherwise
+      for (int g = 0; g < group_; ++g) {
+        const std::int64_t row = static_cast<std::int64_t>(g) * task_.select.index.capacity;
+#pragma unroll 4
+        for (int c = thread(); c < count_; c += kThreads) shared_.share[row + c] = share_[row + c];
+      }
+      share_ = shared_.share;
+    }
     clear(group_ + 1);
   }
 
@@ -226,6 +162,71 @@ class MassChoice {
     for (int c = thread(); c < count_; c += kThreads) {
       shared_.code[c] = cut >= 0 && bin_of(score(shared_.best_price, c), kTop) <= cut ? kAttended : kDropped;
     }
+    if (cut >= 0) prune();
+  }
+
+  // Gives back the columns that every head can spare, the least dense first: what its whole bin brought in beyond the cut, and
+  // what denser ones have made needless. A candidate fits into what every head has too much of; more than kBins of them are kept.
+  __device__ void prune() {
+    clear(group_ + 1);
+    std::int32_t* count = shared_.state;
+    if (thread() == 0) *count = 0;
+    for (int g = 0; g < group_; ++g) {
+      std::uint32_t own = 0;
+      for (int c = thread(); c < count_; c += kThreads)
+        own += shared_.code[c] == kAttended && shared_.cut[g] >= 0 ? __float2uint_rn(exp2_fast(share(g, c)) * kShareUnit) : 0;
+      own = __reduce_add_sync(~0u, own);
+      if (lane_ == 0) atomicAdd(shared_.sum + g, own);
+    }
+    __syncthreads();
+    if (thread() < group_)
+      shared_.reached[thread()] = static_cast<float>(shared_.sum[thread()]) / kShareUnit - shared_.need[thread()];  // to spare
+    __syncthreads();
+    auto* spare = reinterpret_cast<float*>(shared_.sum);  // [G + 1, kBins] shares of candidates, their scores
+    for (int c = thread(); c < count_; c += kThreads) {
+      bool fits = shared_.code[c] == kAttended;
+      for (int g = 0; g < group_; ++g) fits = fits && (shared_.cut[g] < 0 || exp2_fast(share(g, c)) <= shared_.reached[g]);
+      if (!fits) continue;
+      const int i = atomicAdd(count, 1);
+      if (i >= kBins) continue;
+      for (int g = 0; g < group_; ++g) spare[g * kBins + i] = shared_.cut[g] < 0 ? 0.0f : exp2_fast(share(g, c));
+      spare[group_ * kBins + i] = score(shared_.best_price, c);
+      shared_.places[i] = c;
+    }
+    __syncthreads();
+    const int candidates = *count;
+    for (int i = 0; i < kMostGivenBack && candidates <= kBins && give_back_one(spare, candidates); ++i) continue;
+    __syncthreads();
+  }
+
+  // The candidate of the lowest score that still fits, of equal ones the last column; false: none. All threads.
+  __device__ bool give_back_one(float* spare, int count) {
+    std::uint32_t least = ~0u;
+    int column = -1, place = 0;
+    for (int i = thread(); i < count; i += kThreads) {
+      bool fits = true;
+      for (int g = 0; g < group_; ++g) fits &= spare[g * kBins + i] <= shared_.reached[g];
+      const std::uint32_t bits = __float_as_uint(spare[group_ * kBins + i]);
+      const std::uint32_t key = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;  // orders like the score
+      const int c = shared_.places[i];
+      if (fits && (key < least || (key == least && c > column))) least = key, column = c, place = i;
+    }
+    const std::uint32_t of_warp = __reduce_min_sync(~0u, least);
+    const int last = __reduce_max_sync(~0u, least == of_warp ? column : -1);
+    if (lane_ == 0) shared_.count[warp_] = static_cast<std::int32_t>(of_warp), shared_.count[32 + warp_] = last;
+    __syncthreads();
+    const std::uint32_t key = lane_ < kWarps ? static_cast<std::uint32_t>(shared_.count[lane_]) : ~0u;
+    const std::uint32_t of_block = __reduce_min_sync(~0u, key);
+    const int given = __reduce_max_sync(~0u, lane_ < kWarps && key == of_block ? shared_.count[32 + lane_] : -1);
+    if (given >= 0 && column == given) {
+      for (int g = 0; g < group_; ++g) {
+        shared_.reached[g] -= spare[g * kBins + place];
+        spare[g * kBins + place] = 2;  // more than any head has
+      }
+      shared_.code[column] = kDropped;
+    }
+    __syncthreads();
+    return given >= 0;
   }
 
   // log of the largest share of any head that the mean V stands for.
@@ -258,36 +259,67 @@ class MassChoice {
     __syncthreads();
   }
 
-  __device__ void write() {
+  // This warp's stretch of columns, a lane a column: f(column, code, lanes of attended ones, lanes of represented ones).
+  template <typename F>
+  __device__ void for_each_code(F&& f) const {
     const int stride = ((count_ + kWarps - 1) / kWarps + 31) / 32 * 32;
     const int from = min(warp_ * stride, count_), to = min(from + stride, count_);
-    const ColumnSet set{slot_,           slot_,         0, warp_, kWarps, lane_, from, to, nullptr, shared_.code, shared_.begin,
-                        shared_.numbers, shared_.places};
-    int tokens = 0, chosen = 0, represented = 0;
-    for (int c = from + lane_; c < to; c += 32) {
-      tokens += shared_.code[c] == kAttended ? shared_.begin[c + 1] - shared_.begin[c] : 0;
-      chosen += shared_.code[c] == kAttended ? 1 : 0;
-      represented += shared_.code[c] == kRepresented ? 1 : 0;
+    for (int first = from; first < to; first += 32) {
+      const int c = first + lane_;
+      const int code = c < to ? shared_.code[c] : static_cast<int>(kDropped);
+      f(c, code, __ballot_sync(~0u, code == kAttended), __ballot_sync(~0u, code == kRepresented));
     }
+  }
+  __device__ int size(int c, int code) const { return code == kAttended ? shared_.begin[c + 1] - shared_.begin[c] : 0; }
+
+  __device__ void write() {
+    int tokens = 0, columns = 0, represented = 0;
+    for_each_code([&](int c, int code, std::uint32_t attended, std::uint32_t tail) {
+      tokens += size(c, code);
+      columns += __popc(attended);
+      represented += __popc(tail);
+    });
     tokens = __reduce_add_sync(~0u, tokens);
-    chosen = __reduce_add_sync(~0u, chosen);
-    represented = __reduce_add_sync(~0u, represented);
-    if (lane_ == 0) {
-      shared_.count[warp_] = tokens;
-      shared_.count[32 + warp_] = chosen;
-      shared_.count[64 + warp_] = represented;
-    }
+    if (lane_ == 0) shared_.count[warp_] = tokens, shared_.count[32 + warp_] = columns, shared_.count[64 + warp_] = represented;
     __syncthreads();
-    const Offsets of_tokens(shared_.count, set), of_chosen(shared_.count + 32, set), of_represented(shared_.count + 64, set);
-    list_columns(task_.select.lists, set, group_, of_tokens.before, of_chosen.before, of_represented.before,
-                 [&](int c, int g) { return kLn2 * weight_[static_cast<std::int64_t>(g) * task_.select.index.capacity + c]; });
+    int before[3], all[3];
+    for (int i = 0; i < 3; ++i) {
+      const int own = lane_ < kWarps ? shared_.count[32 * i + lane_] : 0;
+      before[i] = __reduce_add_sync(~0u, lane_ < warp_ ? own : 0);
+      all[i] = __reduce_add_sync(~0u, own);
+    }
+    const DeviceLists& lists = task_.select.lists;
+    const ChosenColumns chosen{shared_.places, shared_.sources};
+    for_each_code([&](int c, int code, std::uint32_t attended, std::uint32_t tail) {
+      const std::uint32_t earlier = (1u << lane_) - 1;
+      if (code == kRepresented) list_represented(c, before[2] + __popc(tail & earlier));
+      before[2] += __popc(tail);
+      int place = size(c, code);  // inclusive scan over the lanes
+      for (int o = 1; o < 32; o *= 2) {
+        const int other = __shfl_up_sync(~0u, place, o);
+        if (lane_ >= o) place += other;
+      }
+      if (code == kAttended)
+        chosen.set(before[1] + __popc(attended & earlier), before[0] + place - size(c, code), shared_.begin[c]);
+      before[0] += __shfl_sync(~0u, place, 31);
+      before[1] += __popc(attended);
+    });
     if (thread() == 0) {
-      task_.select.lists.token_first[slot_] = 0;
-      task_.select.lists.token_count[slot_] = of_tokens.all;
-      task_.select.lists.represented_count[slot_] = of_represented.all;
+      lists.token_first[slot_] = 0;
+      lists.token_count[slot_] = all[0];
+      lists.represented_count[slot_] = all[2];
     }
     __syncthreads();
-    if (count_ > 0) list_tokens(task_.select.index, task_.select.lists, set, of_chosen.all);
+    const std::int64_t of_slot = static_cast<std::int64_t>(slot_) * task_.select.index.token_capacity;
+    list_tokens(chosen, all[1], all[0], task_.select.index.tokens + of_slot, lists.tokens + of_slot);
+  }
+
+  __device__ void list_represented(int c, int place) const {
+    const DeviceLists& lists = task_.select.lists;
+    const std::int64_t at = static_cast<std::int64_t>(slot_) * lists.represented_stride + place;
+    lists.represented[at] = c;
+    for (int g = 0; g < group_; ++g)
+      lists.log_weight[at * group_ + g] = kLn2 * weight_[static_cast<std::int64_t>(g) * task_.select.index.capacity + c];
   }
 
   const MassTask& task_;
@@ -300,7 +332,7 @@ class MassChoice {
 __global__ void __launch_bounds__(kThreads) mass_kernel(const __grid_constant__ MassTask task) {
   extern __shared__ __align__(16) std::byte memory[];
   MassShared shared;
-  shared.place(memory, task.select.query.shape.group(), task.select.index.capacity);
+  shared.place(memory, task.select.group, task.select.index.capacity, task.shares);
   wait_for_predecessor();
   let_successor_start();
   MassChoice(task, shared).run();
@@ -309,13 +341,14 @@ __global__ void __launch_bounds__(kThreads) mass_kernel(const __grid_constant__ 
 }  // namespace
 
 void choose_by_mass(const SelectTask& task, const Options& options, DeviceStream stream) {
-  MassShared measure;
-  const std::size_t bytes = measure.place(nullptr, task.query.shape.group(), task.index.capacity);
-  if (bytes > static_cast<std::size_t>(device_facts().shared_bytes)) {
+  const auto most = static_cast<std::size_t>(device_facts().shared_bytes);
+  const auto measure = [&](bool shares) { return MassShared().place(nullptr, task.group, task.index.capacity, shares); };
+  const bool shares = measure(true) <= most;
+  const std::size_t bytes = measure(shares);
+  if (bytes > most) {
     throw Error(Status::unsupported, "goal mass: " + std::to_string(task.index.capacity) + " clusters a KV head need " +
                                          std::to_string(bytes) + " bytes of shared memory a block, the device has " +
-                                         std::to_string(device_facts().shared_bytes) +
-                                         "; use goal error or a larger cluster_size");
+                                         std::to_string(most) + "; use goal error or a larger cluster_size");
   }
   check(cudaFuncSetAttribute(mass_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "shared memory of the choice by mass");
@@ -323,8 +356,9 @@ void choose_by_mass(const SelectTask& task, const Options& options, DeviceStream
   shape.grid = static_cast<unsigned>(task.kv.sequences * task.kv.kv_heads);
   shape.block = kThreads;
   shape.shared_bytes = bytes;
-  shape.dependent = device_facts().clusters;
-  launch("choice by mass", mass_kernel, shape, stream, MassTask{task, options.mass, options.joint, options.tail_clusters});
+  shape.dependent = true;
+  launch("choice by mass", mass_kernel, shape, stream,
+         MassTask{task, options.mass, options.joint, options.tail_clusters, shares});
 }
 
 }  // namespace tactic::cuda

@@ -1,314 +1,304 @@
-// Algorithm 1 of the paper on the device: CUB sorts the clusters of every query head, one block a head samples, fits and finds k,
-// and a bitmap unites the heads of a group.
-#include <cub/device/device_segmented_radix_sort.cuh>
+// Algorithm 1 of the paper on the device, behind the selection kernel's scores: a block sorts the clusters of a query head, many
+// blocks weigh its samples, and the blocks of a KV head find the budgets of its heads and list the union.
+#include <cub/block/block_radix_sort.cuh>
+#include <cub/block/block_reduce.cuh>
+#include <cub/block/block_scan.cuh>
 
+#include "core/error.h"
 #include "select/cuda_exported.h"
-#include "select/cuda_score.h"
-#include "select/paper_fit.h"
+#include "select/cuda_fixed.h"
+#include "select/cuda_lists.h"
+#include "select/cuda_paper.h"
 
 namespace tactic::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
+// ---- order -----------------------------------------------------------------------------------------------------------
 
-struct PaperTask {
-  SelectTask select;
-  FitShares shares;
-  float mass;
-  float* keys;            // [slots, G, capacity] sorted logits
-  std::int32_t* columns;  // [slots, G, capacity] 0 .. capacity - 1
-  std::int32_t* order;    // [slots, G, capacity] columns, most promising first
-  std::int32_t* first;    // [slots, G] of a head in the above
-  std::int32_t* last;     // [slots, G] behind its columns in use
-  std::int32_t* start;    // [slots, G, capacity + 1] tokens before a place of the order
-  float* weight;          // [slots, G, token_capacity] exact weights of the first tokens in order
-  std::int32_t* budget;   // [slots, G] k
-  std::uint32_t* bits;    // [slots, words] tokens of the union
-  std::int32_t words;
-  void* sort_scratch;
-  std::size_t sort_bytes;
-};
+constexpr int kOrderThreads = 1024;
+constexpr int kOrderEach = 4;
+constexpr int kRun = kOrderThreads * kOrderEach;  // columns that are sorted at once
 
-__global__ void prepare_kernel(const __grid_constant__ PaperTask task) {
+using RunSort = cub::BlockRadixSort<float, kOrderThreads, kOrderEach, std::uint16_t>;
+using RunScan = cub::BlockScan<int, kOrderThreads>;
+using BlockSum = cub::BlockReduce<double, kOrderThreads>;
+
+std::size_t order_bytes(int capacity) { return static_cast<std::size_t>(capacity) * (sizeof(float) + sizeof(std::uint16_t)); }
+
+// Entries of a descending run that come before `key`: greater ones, and equal ones of an earlier run.
+__device__ int entries_before(const float* run, int size, float key, bool earlier) {
+  int low = 0;
+  while (size > 0) {
+    const int half = size / 2;
+    if (run[low + half] > key || (earlier && run[low + half] == key)) {
+      low += half + 1;
+      size -= half + 1;
+    } else {
+      size = half;
+    }
+  }
+  return low;
+}
+
+// One query head a block: its columns by falling logit, the tokens before each, the share of what is always attended.
+__global__ void __launch_bounds__(kOrderThreads) order_kernel(const __grid_constant__ PaperTask task) {
+  __shared__ union {
+    RunSort::TempStorage sort;
+    RunScan::TempStorage scan;
+    BlockSum::TempStorage sum;
+  } temp;
+  extern __shared__ float keys[];  // [capacity] runs of sorted logits, then their columns
+  const int thread = static_cast<int>(threadIdx.x);
   wait_for_predecessor();
-  const int group = task.select.query.shape.group();
-  const int head = static_cast<int>(blockIdx.x);
-  const int slot = head / group;
-  const int capacity = task.select.index.capacity;
-  for (int c = static_cast<int>(threadIdx.x); c < capacity; c += static_cast<int>(blockDim.x)) {
-    task.columns[static_cast<std::int64_t>(head) * capacity + c] = c;
+  let_successor_start();
+  const PaperHead head(task, static_cast<int>(blockIdx.x));
+  const int count = head.count;
+  auto* columns = reinterpret_cast<std::uint16_t*>(keys + task.select.index.capacity);
+  const std::int64_t row = static_cast<std::int64_t>(head.number) * task.select.index.capacity;
+  double share = 0;
+  for (int first = 0; first < count; first += kRun) {
+    float key[kOrderEach];
+    std::uint16_t column[kOrderEach];
+#pragma unroll
+    for (int i = 0; i < kOrderEach; ++i) {
+      const int c = first + i * kOrderThreads + thread;
+      // behind the last column what sorts behind everything, a NaN included
+      key[i] = c < count ? fmaxf(task.select.exported.logit[row + c], -3e38f) : -INFINITY;
+      column[i] = static_cast<std::uint16_t>(c);
+      if (c < count) share += static_cast<double>(exp2_fast(task.select.exported.share[row + c]));
+    }
+    RunSort(temp.sort).SortDescending(key, column);
+#pragma unroll
+    for (int i = 0; i < kOrderEach; ++i) {
+      const int place = first + thread * kOrderEach + i;
+      if (place < count) keys[place] = key[i], columns[place] = column[i];
+    }
+    __syncthreads();
   }
-  if (threadIdx.x == 0) {
-    const int count = task.select.index.clusters[slot];
-    task.first[head] = head * capacity;
-    task.last[head] = head * capacity + (count >= 0 && count <= capacity ? count : 0);
+  for (int place = thread; place < count; place += kOrderThreads) {
+    const int run = place / kRun;
+    int rank = place - run * kRun;
+    for (int other = 0; other * kRun < count; ++other) {
+      if (other != run) rank += entries_before(keys + other * kRun, min(kRun, count - other * kRun), keys[place], other < run);
+    }
+    head.order[rank] = columns[place];
   }
-  if (head % group != 0) return;
-  for (int w = static_cast<int>(threadIdx.x); w < task.words; w += static_cast<int>(blockDim.x)) {
-    task.bits[static_cast<std::int64_t>(slot) * task.words + w] = 0;
+  __syncthreads();
+  int before = 0;
+  for (int first = 0; first < count; first += kRun) {
+    int column[kOrderEach], start[kOrderEach], all = 0;
+#pragma unroll
+    for (int i = 0; i < kOrderEach; ++i) {
+      const int place = first + thread * kOrderEach + i;
+      column[i] = place < count ? head.order[place] : 0;
+      start[i] = place < count ? head.begin[column[i] + 1] - head.begin[column[i]] : 0;
+    }
+    RunScan(temp.scan).ExclusiveSum(start, start, all);
+#pragma unroll
+    for (int i = 0; i < kOrderEach; ++i) {
+      const int place = first + thread * kOrderEach + i;
+      if (place >= count) break;
+      head.start[place] = before + start[i];
+      head.start_of[column[i]] = before + start[i];
+    }
+    before += all;
+    __syncthreads();
+  }
+  const double of_columns = BlockSum(temp.sum).Sum(share);
+  if (thread == 0) {
+    head.start[count] = before;
+    task.fixed[head.number] = of_columns < 1 ? static_cast<float>(1 - of_columns) : 0.0f;
   }
 }
 
-// One query head.
-class PaperHead {
+// ---- samples ---------------------------------------------------------------------------------------------------------
+
+constexpr int kSampleThreads = 256;
+constexpr int kSampleBlocks = 16;  // of a head: its sampled rows are read side by side
+constexpr int kSampleGroup = 16;   // samples of a warp at a time, whose tokens its lanes find
+constexpr int kRowLanes = 16;      // that weigh a row: 8 elements each, twice above 128
+
+class Sampler {
  public:
-  __device__ explicit PaperHead(const PaperTask& task)
-      : task_(task),
-        group_(task.select.query.shape.group()),
-        number_(static_cast<int>(blockIdx.x)),
-        slot_(number_ / group_),
-        sequence_(slot_ / task.select.kv.kv_heads),
-        kv_head_(slot_ % task.select.kv.kv_heads),
-        warp_(static_cast<int>(threadIdx.x) / 32),
-        lane_(static_cast<int>(threadIdx.x) % 32),
-        count_(task.last[number_] - task.first[number_]) {
-    const auto at = static_cast<std::int64_t>(number_);
-    order_ = task.order + at * task.select.index.capacity;
-    start_ = task.start + at * (task.select.index.capacity + 1);
-    weight_ = task.weight + at * task.select.index.token_capacity;
-    begin_ = task.select.index.begin + static_cast<std::int64_t>(slot_) * (task.select.index.capacity + 64);
-    tokens_ = task.select.index.tokens + static_cast<std::int64_t>(slot_) * task.select.index.token_capacity;
-    reference_ = task.select.lists.reference[number_];
-  }
+  __device__ explicit Sampler(const PaperTask& task)
+      : task_(task), head_(task, static_cast<int>(blockIdx.x)), lane_(static_cast<int>(threadIdx.x) % 32) {}
 
-  __device__ void find_budget() {
-    count_starts();
-    const int n = start_[count_];
-    if (n == 0) {
-      if (threadIdx.x == 0) task_.budget[number_] = 0;
-      return;
-    }
+  __device__ void run() {
+    const int n = head_.start[head_.count];
+    if (n == 0) return;
     const FitPlaces places = fit_places(n, task_.shares);
-    for (int place = warp_; place < places.head; place += kWarps) {
-      const float w = weight_of(place);
-      if (lane_ == 0) weight_[place] = w;
-    }
-    Fit fit{};
-    if (places.head < n) {
-      const double first = mean(places.first_begin, places.first_end), second = mean(places.second_begin, places.second_end);
-      fit = fit_curve(static_cast<double>(places.first), first, static_cast<double>(places.second), second);
-    }
-    __syncthreads();
-    cut(n, places.head, fit);
-  }
-
-  // Its first k tokens into the bitmap of the group.
-  __device__ void mark() const {
-    const int k = task_.budget[number_];
-    std::uint32_t* bits = task_.bits + static_cast<std::int64_t>(slot_) * task_.words;
-    for (int place = warp_; place < count_; place += kWarps) {
-      const int left = k - start_[place];
-      if (left <= 0) break;
-      const int c = order_[place];
-      const int size = min(begin_[c + 1] - begin_[c], left);
-      for (int i = lane_; i < size; i += 32) {
-        const int token = tokens_[begin_[c] + i];
-        if (token >= 0 && token / 32 < task_.words) {
-          atomicOr(bits + token / 32, 1u << (token % 32));
-        } else {
-          atomicOr(task_.select.status + sequence_, device_status::bad_index);
-        }
+    const auto exact = static_cast<int>(places.head), first = static_cast<int>(places.first_end - places.first_begin),
+               second = static_cast<int>(places.second_end - places.second_begin);
+    const int count = exact + (exact < n ? first + second : 0);
+    const int warp = (static_cast<int>(blockIdx.y) * kSampleThreads + static_cast<int>(threadIdx.x)) / 32;
+    if (warp * kSampleGroup >= count) return;
+    load_query();
+    for (int base = warp * kSampleGroup; base < count; base += kSampleBlocks * kSampleThreads / 32 * kSampleGroup) {
+      const int i = base + lane_ % kSampleGroup;
+      const int place = i < exact           ? i
+                        : i < exact + first ? static_cast<int>(places.first_begin) + i - exact
+                                            : static_cast<int>(places.second_begin) + i - exact - first;
+      const std::byte* row = i < count ? row_of_place(place) : nullptr;
+#pragma unroll 4
+      for (int j = 0; j < kSampleGroup; j += 32 / kRowLanes) {
+        const int of = j + lane_ / kRowLanes;
+        const auto address = __shfl_sync(~0u, reinterpret_cast<unsigned long long>(row), of);
+        const float w = weight(reinterpret_cast<const std::byte*>(address));
+        if (lane_ % kRowLanes == 0 && base + of < count) head_.sample[base + of] = w;
       }
     }
   }
 
  private:
-  __device__ void count_starts() {
-    __shared__ std::int32_t sums[kThreads];
-    const int each = (count_ + kThreads - 1) / kThreads;
-    const int first = min(static_cast<int>(threadIdx.x) * each, count_), last = min(first + each, count_);
-    int own = 0;
-    for (int i = first; i < last; ++i) own += begin_[order_[i] + 1] - begin_[order_[i]];
-    sums[threadIdx.x] = own;
-    __syncthreads();
-    int before = 0;
-    for (int t = 0; t < static_cast<int>(threadIdx.x); ++t) before += sums[t];
-    for (int i = first; i < last; ++i) {
-      start_[i] = before;
-      before += begin_[order_[i] + 1] - begin_[order_[i]];
+  // This lane's elements of q, f32.
+  __device__ void load_query() {
+    const DeviceQuery& query = task_.select.query;
+    const auto* q = static_cast<const std::byte*>(query.q) + head_.sequence * query.sequence_stride;
+    const std::int64_t at = (static_cast<std::int64_t>(head_.kv_head) * task_.select.group + head_.member) * query.shape.head_dim;
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      const int element = part * kRowLanes * 8 + lane_ % kRowLanes * 8;
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        q_[part][i] = element < query.shape.head_dim ? load_element(q, query.type, at + element + i) : 0.0f;
     }
-    if (threadIdx.x == kThreads - 1) start_[count_] = before;
-    __syncthreads();
   }
 
-  // A warp: exp(q . k - reference) of the token at a place of the order.
-  __device__ float weight_of(int place) const {
-    int low = 0, high = count_;  // start_[low] <= place < start_[high]
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (start_[middle] <= place ? low : high) = middle;
+  // Null: outside the sequence or the cache.
+  __device__ const std::byte* row_of_place(int place) const {
+    int low = 0;  // start[low] <= place
+    for (int left = head_.count; left > 1;) {
+      const int half = left / 2;
+      low += head_.start[low + half] <= place ? half : 0;
+      left -= half;
     }
-    const int token = tokens_[begin_[order_[low]] + place - start_[low]];
-    const DeviceKv& kv = task_.select.kv;
+    const DeviceIndex& index = task_.select.index;
+    const int token = index.tokens[static_cast<std::int64_t>(head_.slot) * index.token_capacity + head_.begin[head_.order[low]] +
+                                   place - head_.start[low]];
+    const bool inside = token >= 0 && token < task_.select.kv.lengths[head_.sequence];
+    return inside ? row_of(task_.select, head_.sequence, head_.kv_head, token) : nullptr;
+  }
+
+  // exp(q . k - reference) in all lanes of the row.
+  __device__ float weight(const std::byte* row) const {
+    const DeviceRows& k = task_.select.kv.k;
     const DeviceQuery& query = task_.select.query;
-    const int length = kv.lengths[sequence_];
-    const std::byte* row = token >= 0 && token < length ? row_of(task_.select, sequence_, kv_head_, token) : nullptr;
-    if (row == nullptr) return 0;
-    const auto* q = static_cast<const std::byte*>(query.q) + sequence_ * query.sequence_stride;
-    const std::int64_t q_at = (static_cast<std::int64_t>(kv_head_) * group_ + number_ % group_) * query.shape.head_dim;
     float dot = 0;
-    for (int i = lane_ * 8; i < kv.k.dim; i += 256) {
-      const uint4 bits =
-          kv.k.type == DeviceType::bf16 ? *reinterpret_cast<const uint4*>(row + i * 2) : convert_to_bf16(row, kv.k.type, i);
-      const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&bits);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float2 k = __bfloat1622float2(pairs[j]);
-        dot = fmaf(k.x, load_element(q, query.type, q_at + i + 2 * j), dot);
-        dot = fmaf(k.y, load_element(q, query.type, q_at + i + 2 * j + 1), dot);
+    for (int part = 0; part < 2; ++part) {
+      const int element = part * kRowLanes * 8 + lane_ % kRowLanes * 8;
+      if (row == nullptr || element >= k.dim) continue;
+      const uint4 bits =
+          k.type == DeviceType::bf16 ? *reinterpret_cast<const uint4*>(row + element * 2) : convert_to_bf16(row, k.type, element);
+      const std::uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        dot = fmaf(__uint_as_float(pairs[i] << 16), q_[part][2 * i], dot);
+        dot = fmaf(__uint_as_float(pairs[i] & 0xffff0000u), q_[part][2 * i + 1], dot);
       }
     }
 #pragma unroll
-    for (int o = 16; o > 0; o /= 2) dot += __shfl_xor_sync(~0u, dot, o);
-    return exp2_fast(finish_logit(query, dot * kv.k.scale) - reference_ * kLog2E);
-  }
-
-  __device__ double mean(std::int64_t begin, std::int64_t end) const {
-    __shared__ double sums[kWarps];
-    double own = 0;
-    for (std::int64_t place = begin + warp_; place < end; place += kWarps)
-      own += static_cast<double>(weight_of(static_cast<int>(place)));
-    __syncthreads();
-    if (lane_ == 0) sums[warp_] = own;
-    __syncthreads();
-    double sum = 0;
-    for (int w = 0; w < kWarps; ++w) sum += sums[w];
-    return sum / static_cast<double>(end - begin);
-  }
-
-  // k: the fewest tokens whose weights, exact up to `head` and fitted behind it, reach P of the sum.
-  __device__ void cut(int n, std::int64_t head, const Fit& fit) {
-    __shared__ double sums[kThreads];
-    const auto value = [&](int i) {
-      if (i < head) return static_cast<double>(weight_[i]);
-      const double fitted = fit.a / static_cast<double>(i + 1) + fit.b;
-      return fitted > 0 ? fitted : 0.0;
-    };
-    const int each = (n + kThreads - 1) / kThreads;
-    const int first = min(static_cast<int>(threadIdx.x) * each, n), last = min(first + each, n);
-    double own = 0;
-    for (int i = first; i < last; ++i) own += value(i);
-    sums[threadIdx.x] = own;
-    __syncthreads();
-    const double fixed = fixed_share();
-    double before = fixed, sum = fixed;
-    for (int t = 0; t < kThreads; ++t) {
-      if (t < static_cast<int>(threadIdx.x)) before += sums[t];
-      sum += sums[t];
-    }
-    const double wanted = static_cast<double>(task_.mass) * sum;
-    if (!isfinite(sum)) {
-      if (threadIdx.x == 0) task_.budget[number_] = n;
-    } else if (fixed >= wanted) {
-      if (threadIdx.x == 0) task_.budget[number_] = 0;
-    } else if (before < wanted && (before + own >= wanted || last == n) && first < last) {
-      int k = first;
-      for (double up_to = before; k < last && up_to < wanted; ++k) up_to += value(k);
-      task_.budget[number_] = k;
-    }
-  }
-
-  // Of the always-attended tokens: what the centroids leave of the estimated total.
-  __device__ double fixed_share() const {
-    __shared__ double sums[kThreads];
-    const float* share = task_.select.exported.share + static_cast<std::int64_t>(number_) * task_.select.index.capacity;
-    double own = 0;
-    for (int c = static_cast<int>(threadIdx.x); c < count_; c += kThreads) own += static_cast<double>(exp2_fast(share[c]));
-    sums[threadIdx.x] = own;
-    __syncthreads();
-    double sum = 0;
-    for (int t = 0; t < kThreads; ++t) sum += sums[t];
-    return sum < 1 ? 1 - sum : 0;
+    for (int o = kRowLanes / 2; o > 0; o /= 2) dot += __shfl_xor_sync(~0u, dot, o);
+    const float logit = dot * k.scale * query.scale * kLog2E;
+    const float capped = query.softcap > 0 ? cap_logit(query.softcap, logit).x : logit;
+    return row == nullptr ? 0.0f : exp2_fast(capped - task_.select.lists.reference[head_.number] * kLog2E);
   }
 
   const PaperTask& task_;
-  int group_, number_, slot_, sequence_, kv_head_, warp_, lane_, count_;
-  const std::int32_t* order_;
-  std::int32_t* start_;
-  float* weight_;
-  const std::int32_t* begin_;
-  const std::int32_t* tokens_;
-  float reference_;
+  PaperHead head_;
+  int lane_;
+  float q_[2][8];
 };
 
-__global__ void __launch_bounds__(kThreads) budget_kernel(const __grid_constant__ PaperTask task) {
-  PaperHead(task).find_budget();
+__global__ void __launch_bounds__(kSampleThreads) sample_kernel(const __grid_constant__ PaperTask task) {
+  wait_for_predecessor();
+  let_successor_start();
+  Sampler(task).run();
 }
-__global__ void __launch_bounds__(kThreads) mark_kernel(const __grid_constant__ PaperTask task) { PaperHead(task).mark(); }
 
-// One (sequence, KV head): the bitmap's tokens in ascending order.
-__global__ void __launch_bounds__(kThreads) unite_kernel(const __grid_constant__ PaperTask task) {
-  __shared__ std::int32_t counts[kWarps];
-  const int slot = static_cast<int>(blockIdx.x);
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const DeviceLists& lists = task.select.lists;
-  const std::uint32_t* bits = task.bits + static_cast<std::int64_t>(slot) * task.words;
-  std::int32_t* to = lists.tokens + static_cast<std::int64_t>(slot) * lists.token_stride;
-  int done = 0;
-  for (int base = 0; base < task.words; base += kThreads) {
-    const int w = base + static_cast<int>(threadIdx.x);
-    std::uint32_t word = w < task.words ? bits[w] : 0;
-    int place = __popc(word);
-    const int own = place;
+// ---- union -----------------------------------------------------------------------------------------------------------
+
+constexpr int kUnionThreads = 512;
+constexpr int kUnionWarps = kUnionThreads / 32;
+
+// blockIdx is (piece, KV head of a sequence): the tokens of its columns that some head of the group takes. A head takes the first
+// of its last column's tokens, so that the longest stretch of a column holds the others.
+__global__ void __launch_bounds__(kUnionThreads) union_kernel(const __grid_constant__ PaperTask task) {
+  extern __shared__ std::int32_t memory[];  // places, sources
+  __shared__ int budgets[kMaxGroup];
+  __shared__ int2 of_warps[kUnionWarps];
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int slot = static_cast<int>(blockIdx.y), piece = static_cast<int>(blockIdx.x), group = task.select.group;
+  wait_for_predecessor();
+  let_successor_start();
+  for (int g = warp; g < group; g += kUnionWarps) {
+    const int k = find_budget(task, PaperHead(task, slot * group + g), lane);
+    if (lane == 0) budgets[g] = k;
+  }
+  __syncthreads();
+  const PaperHead any(task, slot * group);
+  const DeviceIndex& index = task.select.index;
+  const int pieces = static_cast<int>(gridDim.x), share = (any.count + pieces - 1) / pieces;
+  const int first = min(piece * share, any.count), last = min(first + share, any.count);
+  const ChosenColumns chosen{memory, memory + (index.capacity + pieces - 1) / pieces};
+  int2 before = make_int2(0, 0);  // tokens, columns
+  for (int base = first; base < last; base += kUnionThreads) {
+    const int c = base + thread;
+    const int begin = c < last ? any.begin[c] : 0, size = c < last ? any.begin[c + 1] - begin : 0;
+    int taken = 0;
+    for (int g = 0; g < group && c < last; ++g)
+      taken = max(taken, min(size, budgets[g] - any.start_of[static_cast<std::int64_t>(g) * index.capacity + c]));
+    int up_to = taken;
 #pragma unroll
     for (int o = 1; o < 32; o *= 2) {
-      const int other = __shfl_up_sync(~0u, place, o);
-      if (lane >= o) place += other;
+      const int other = __shfl_up_sync(~0u, up_to, o);
+      if (lane >= o) up_to += other;
     }
-    if (lane == 31) counts[warp] = place;
+    const std::uint32_t some = __ballot_sync(~0u, taken > 0);
+    if (lane == 31) of_warps[warp] = make_int2(up_to, __popc(some));
     __syncthreads();
-    int before = done;
-    for (int i = 0; i < kWarps; ++i) {
-      if (i < warp) before += counts[i];
-      done += counts[i];
-    }
-    for (int at = before + place - own; word != 0; word &= word - 1) to[at++] = w * 32 + __ffs(static_cast<int>(word)) - 1;
+    const int2 own = lane < kUnionWarps ? of_warps[lane] : make_int2(0, 0);
+    const int tokens = before.x + __reduce_add_sync(~0u, lane < warp ? own.x : 0);
+    const int columns = before.y + __reduce_add_sync(~0u, lane < warp ? own.y : 0);
+    if (taken > 0) chosen.set(columns + __popc(some & ((1u << lane) - 1)), tokens + up_to - taken, begin);
+    before.x += __reduce_add_sync(~0u, own.x);
+    before.y += __reduce_add_sync(~0u, own.y);
     __syncthreads();
   }
-  if (threadIdx.x == 0) {
-    lists.token_first[slot] = 0;
-    lists.token_count[slot] = done;
-    lists.represented_count[slot] = 0;
+  const DeviceLists& lists = task.select.lists;
+  const int stretch = slot * pieces + piece, offset = last > first ? any.begin[first] : 0;
+  if (thread == 0) {
+    lists.token_first[stretch] = offset;
+    lists.token_count[stretch] = before.x;
+    lists.represented_count[stretch] = 0;
   }
+  list_tokens(chosen, before.y, before.x, index.tokens + static_cast<std::int64_t>(slot) * index.token_capacity,
+              lists.tokens + static_cast<std::int64_t>(slot) * lists.token_stride + offset);
 }
 
-std::size_t sort_bytes(int heads, int capacity) {
-  std::size_t bytes = 0;
-  const float* keys = nullptr;
-  const std::int32_t* values = nullptr;
-  check(cub::DeviceSegmentedRadixSort::SortPairsDescending(nullptr, bytes, keys, static_cast<float*>(nullptr), values,
-                                                           static_cast<std::int32_t*>(nullptr), heads * capacity, heads, values,
-                                                           values),
-        "scratch of the sort");
-  return bytes;
-}
-
-std::size_t carve(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, void* scratch, PaperTask& task) {
+std::size_t carve(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options, void* scratch,
+                  PaperTask& task) {
   const auto slots = static_cast<std::size_t>(kv.sequences) * static_cast<std::size_t>(kv.kv_heads);
   const std::size_t heads = slots * static_cast<std::size_t>(query.shape.group());
   const std::size_t cells = heads * static_cast<std::size_t>(index.capacity);
+  // no fewer tokens have more samples
+  const FitPlaces most = fit_places(std::max(index.token_capacity, 64), options);
+  task.sample_stride = static_cast<std::int32_t>(
+      (most.head + most.first_end - most.first_begin + most.second_end - most.second_begin + 127) / 64 * 64);
   Carver carver(scratch);
-  task.words = (kv.max_length + 31) / 32;
-  task.keys = carver.take<float>(cells);
-  task.columns = carver.take<std::int32_t>(cells);
   task.order = carver.take<std::int32_t>(cells);
-  task.first = carver.take<std::int32_t>(heads);
-  task.last = carver.take<std::int32_t>(heads);
   task.start = carver.take<std::int32_t>(cells + heads);
-  task.weight = carver.take<float>(heads * static_cast<std::size_t>(index.token_capacity));
-  task.budget = carver.take<std::int32_t>(heads);
-  task.bits = carver.take<std::uint32_t>(slots * static_cast<std::size_t>(task.words));
-  task.sort_bytes = sort_bytes(static_cast<int>(heads), index.capacity);
-  task.sort_scratch = carver.take<std::byte>(task.sort_bytes);
+  task.start_of = carver.take<std::int32_t>(cells);
+  task.fixed = carver.take<float>(heads);
+  task.sample = carver.take<float>(heads * static_cast<std::size_t>(task.sample_stride));
   return carver.used();
 }
 
 }  // namespace
 
-std::size_t paper_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index) {
+std::size_t paper_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options) {
   PaperTask task{};
-  return carve(query, kv, index, nullptr, task);
+  return carve(query, kv, index, options, nullptr, task);
 }
 
 void choose_by_paper(const SelectTask& select, const Options& options, void* scratch, DeviceStream stream) {
@@ -316,22 +306,35 @@ void choose_by_paper(const SelectTask& select, const Options& options, void* scr
   task.select = select;
   task.shares = {options.fit_head, options.fit_window, options.fit_first, options.fit_second};
   task.mass = options.mass;
-  carve(select.query, select.kv, select.index, scratch, task);
+  carve(select.query, select.kv, select.index, options, scratch, task);
   const int slots = select.kv.sequences * select.kv.kv_heads;
-  const int heads = slots * select.query.shape.group();
-  Launch per_head;
-  per_head.grid = static_cast<unsigned>(heads);
-  per_head.block = kThreads;
-  Launch per_slot = per_head;
-  per_slot.grid = static_cast<unsigned>(slots);
-  launch("columns of the sort", prepare_kernel, per_head, stream, task);
-  check(cub::DeviceSegmentedRadixSort::SortPairsDescending(task.sort_scratch, task.sort_bytes, select.exported.logit, task.keys,
-                                                           task.columns, task.order, heads * select.index.capacity, heads,
-                                                           task.first, task.last, 0, 32, stream),
-        "sort of the clusters");
-  launch("budgets of Algorithm 1", budget_kernel, per_head, stream, task);
-  launch("union of the heads", mark_kernel, per_head, stream, task);
-  launch("list of the union", unite_kernel, per_slot, stream, task);
+  const auto heads = static_cast<unsigned>(slots * select.group);
+  const std::size_t bytes = order_bytes(select.index.capacity);
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, order_kernel), "shared memory of the sort");
+  const std::size_t most = static_cast<std::size_t>(device_facts().shared_bytes) - attributes.sharedSizeBytes;
+  if (bytes > most || select.index.capacity > 1 << 16) {
+    throw Error(Status::unsupported, "paper: " + std::to_string(select.index.capacity) + " clusters a KV head need " +
+                                         std::to_string(bytes) + " bytes of shared memory a block, the device has " +
+                                         std::to_string(most) + "; use a larger cluster_size");
+  }
+  check(cudaFuncSetAttribute(order_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "shared memory of the sort");
+  Launch shape;
+  shape.dependent = true;
+  shape.grid = heads;
+  shape.block = kOrderThreads;
+  shape.shared_bytes = bytes;
+  launch("order of the clusters", order_kernel, shape, stream, task);
+  shape.grid = dim3(heads, kSampleBlocks);
+  shape.block = kSampleThreads;
+  shape.shared_bytes = 0;
+  launch("samples of Algorithm 1", sample_kernel, shape, stream, task);
+  shape.grid = dim3(kPaperPieces, static_cast<unsigned>(slots));
+  shape.block = kUnionThreads;
+  shape.shared_bytes =
+      static_cast<std::size_t>((select.index.capacity + kPaperPieces - 1) / kPaperPieces) * 2 * sizeof(std::int32_t);
+  launch("union of the heads", union_kernel, shape, stream, task);
 }
 
 }  // namespace tactic::cuda

@@ -23,7 +23,8 @@ struct Divisor {
   }
 };
 
-// What the selection kernel leaves for a choice that is made elsewhere, [slots, G, capacity], base 2; or null.
+// What the selection kernel leaves for a choice that is made elsewhere, [slots, G, capacity], base 2. share null: nothing; of the
+// others each may be null.
 struct SelectExport {
   float* logit = nullptr;
   float* share = nullptr;   // log of a column's estimated share of the head's mass
@@ -38,12 +39,14 @@ struct SelectTask {
   DeviceLists lists;
   SelectExport exported;  // not null: no choice is made here
   std::uint32_t* status;
+  int group;                // of the query: a division that the kernels should not make
   int log_pieces;           // thread blocks of a (sequence, head)
   int columns;              // most columns of a piece, a multiple of 16
   float represented_price;  // of a mean V (select/loss.h)
   float loss_per_row;       // the price
   bool spread;
   bool represent;
+  int shape_rows;    // of the covariances that fit into shared memory: all or none
   Divisor by_block;  // by kv.block_size
 };
 
@@ -51,7 +54,8 @@ constexpr int kTileRows = 16;  // clusters or tokens a warp scores at a time: ro
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.69314718f;
 constexpr float kLowest = -1e30f;  // stands for -inf where differences must stay numbers
-constexpr int kMostPieces = 16;    // blocks of the largest thread-block cluster
+constexpr int kMostPieces = 8;     // blocks of a thread-block cluster
+constexpr int kMostWarps = 16;     // of a block
 
 // Bytes of a row of q in shared memory: quads of lanes that read neighbouring rows at once then hit different banks.
 constexpr int row_pitch(int bytes) { return bytes % 128 == 64 ? bytes : bytes + 64; }
@@ -71,56 +75,67 @@ struct SelectShape {
   static constexpr int kInt8Pitch = row_pitch(Dim);
 };
 
-// Shared memory of a piece of `columns` columns with `parts` parts and `warps` warps.
+// A column of the index as scoring and judging read it.
+struct alignas(16) Column {
+  float scale;  // of int8 centroids
+  float spread;
+  float log_size;  // base 2
+  float size;
+};
+
+// Shared memory of a piece of `columns` columns with `parts` parts. What does not depend on them comes first: constant addresses.
 template <typename Shape>
 struct SelectShared {
-  float* mass;             // [columns, kGroup] log2 of the estimated mass; log weights of represented columns in the end
-  float* logit;            // [columns, kGroup] base 2, with a softcap only
-  float* log_size;         // [columns] base 2
-  float* spread;           // [columns]; later the place of a chosen column's tokens in the list
-  float* scale;            // [columns] of int8 centroids; later numbers of chosen columns
-  std::int32_t* begin;     // [columns + 16]
-  float* form;             // [parts, kGroup, kRowTiles] q' shape q by rows of `shape`
-  float* half;             // [parts, kGroup] half variance per unit of spread
-  std::int32_t* part_end;  // [parts] column behind it
+  float* sums;             // [pieces * warps, kGroup, 2] maximum and sum of each warp of all pieces
+  std::uint64_t* arrived;  // counts the bytes of `sums`
   float* query;            // [kGroup, kDim]
-  float* query_scale;      // [kGroup]
-  float* sums;             // [kMostPieces * warps, kGroup, 2] maximum and sum of each warp of all pieces
-  float* total;            // [kGroup] log2 of the mass
-  std::int32_t* count;     // [3, 32] tokens, chosen and represented columns of a warp
+  float* query_scale;      // [kGroup] of int8
   std::byte* query16;      // [kQueryTiles * 8, kBf16Pitch]
   std::byte* query8;       // [kQueryTiles * 8, kInt8Pitch]
-  std::uint8_t* code;      // [columns]
+  int2* count;             // [kMostWarps] of a warp: tokens; chosen columns + 2^16 represented ones
+  float* form;             // [parts, kGroup, kRowTiles] q' shape q by rows of `shape`
+  float* variance;         // [kMostWarps, parts, kGroup] of a head's logits per unit of spread: a warp's own copy
+  float* total;            // [kMostWarps, kGroup] log2 of the heads' mass: a warp's own copy
+  std::int32_t* part_end;  // [parts] column behind it
+  float* mass;             // [columns, kGroup] log2 of the estimated mass; log weights of represented columns in the end
+  float* slope;            // [columns, kGroup] squared slope of the softcap, with one only
+  Column* column;          // [columns]; later places and sources of the chosen ones
+  std::int32_t* begin;     // [columns + 4]
+  uint2* words;            // [columns / 16] of a warp's pairs of tiles, a bit a column: attended; represented
+  std::byte* shape;        // [parts, dim, kBf16Pitch] the covariances, or null: they stay in global memory
 
   static constexpr __host__ __device__ std::size_t padded(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
 
   // With base null it only measures.
-  __host__ __device__ std::size_t place(std::byte* base, int columns, int parts, int pieces, int warps, bool softcap) {
+  __host__ __device__ std::size_t place(std::byte* base, int columns, int parts, bool softcap, int shape_rows) {
     std::size_t at = 0;
     const auto take = [&](auto*& pointer, std::size_t size) {
       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(base + at);
       at += padded(size * sizeof(*pointer));
     };
-    const auto w = static_cast<std::size_t>(columns);
-    take(sums, static_cast<std::size_t>(pieces * warps) * Shape::kGroup * 2);  // first: the same place in all blocks
-    take(mass, w * Shape::kGroup);
-    take(logit, softcap ? w * Shape::kGroup : 0);
-    take(log_size, w);
-    take(spread, w);
-    take(scale, w);
-    take(begin, w + 16);
-    take(form, static_cast<std::size_t>(parts) * Shape::kRowTiles * Shape::kGroup);
-    take(half, static_cast<std::size_t>(parts) * Shape::kGroup);
-    take(part_end, static_cast<std::size_t>(parts));
+    const auto w = static_cast<std::size_t>(columns), p = static_cast<std::size_t>(parts);
+    take(sums, kMostPieces * kMostWarps * Shape::kGroup * 2);
+    take(arrived, 1);
     take(query, Shape::kGroup * Shape::kDim);
     take(query_scale, Shape::kGroup);
-    take(total, Shape::kGroup);
-    take(count, 3 * 32);
     take(query16, Shape::kQueryTiles * 8 * Shape::kBf16Pitch);
     take(query8, Shape::kInt8 ? Shape::kQueryTiles * 8 * Shape::kInt8Pitch : 0);
-    take(code, w);
+    take(count, kMostWarps);
+    take(total, kMostWarps * Shape::kGroup);
+    take(mass, w * Shape::kGroup);
+    take(column, w);
+    take(begin, w + 4);
+    take(words, w / kTileRows + kMostWarps);
+    take(form, p * Shape::kRowTiles * Shape::kGroup);
+    take(variance, kMostWarps * p * Shape::kGroup);
+    take(part_end, p);
+    take(slope, softcap ? w * Shape::kGroup : 0);
+    take(shape, static_cast<std::size_t>(shape_rows) * Shape::kBf16Pitch);
     return at;
   }
+  // Once all warps have judged: [columns each].
+  __device__ std::int32_t* places() const { return reinterpret_cast<std::int32_t*>(column); }
+  __device__ std::int32_t* sources(int columns) const { return places() + columns; }
 };
 
 // A thread block's place: blockIdx is (piece, KV head, sequence).
