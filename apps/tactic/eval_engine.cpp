@@ -3,11 +3,12 @@
 
 #include <dlfcn.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
+#include <utility>
 
 #include "cluster/cluster.h"
 #include "core/error.h"
@@ -32,6 +33,20 @@ std::string build_of(const tactic_llama_control& control) {
 }
 
 }  // namespace
+
+TemporaryFolder::TemporaryFolder() : path_((std::filesystem::temp_directory_path() / "tactic-eval-XXXXXX").string()) {
+  if (mkdtemp(path_.data()) == nullptr)
+    throw Error(Status::io, fmt::format("folder {} cannot be made: set TMPDIR to a folder that can be written", path_));
+}
+
+TemporaryFolder::~TemporaryFolder() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
+}
+
+void TemporaryFolder::empty() const {
+  for (const auto& entry : std::filesystem::directory_iterator(path_)) std::filesystem::remove(entry.path());
+}
 
 EvalEngine::EvalEngine(const EngineOptions& options)
     : options_(options), threads_(options.threads > 0 ? options.threads : default_threads()) {
@@ -86,12 +101,7 @@ void EvalEngine::decode(std::span<const Token> tokens, const char* what) {
 // What h2o needs of a prompt besides K and V lies beside its state, or without a cache in a file that ends with this process.
 std::string EvalEngine::watch_path(std::uint64_t key) const {
   if (cache_) return cache_->watch_path(key);
-  return (std::filesystem::temp_directory_path() / fmt::format("tactic-eval-{}.watch", getpid())).string();
-}
-
-EvalEngine::~EvalEngine() {
-  std::error_code ignored;
-  if (!cache_ && options_.columns) std::filesystem::remove(watch_path(0), ignored);
+  return temporary_.path("prompt.watch");
 }
 
 // From the cache, if everything that the methods need is there.
@@ -99,7 +109,7 @@ bool EvalEngine::restore(std::uint64_t key, const Tokens& prompt, double& second
   if (!cache_ || (options_.columns && !std::filesystem::exists(watch_path(key)))) return false;
   const auto found = cache_->find(key, prompt);
   if (!found) return false;
-  held_.clear();
+  forget_prompt();
   if (!context_->load_state(found->state) || context_->length() != static_cast<int>(prompt.size())) {
     throw Error(Status::corrupt,
                 fmt::format("cache folder {} holds a state that the engine refuses: empty it", cache_->folder()));
@@ -123,7 +133,7 @@ double EvalEngine::read(const Tokens& prompt) {
   while (common < std::min(held_.size(), prompt.size() - 1) && held_[common] == prompt[common]) ++common;
   if (common < kShown || prompt.size() - common <= kShown || options_.columns) common = 0;
   context_->truncate(static_cast<int>(common));
-  held_.clear();
+  forget_prompt();
   const auto start = Clock::now();
   set("watch_columns", options_.columns ? "1" : "0");
   decode(std::span(prompt).subspan(common), "read");
@@ -154,11 +164,46 @@ void EvalEngine::start(const eval::Arm& arm, double budget, std::span<const Toke
   }
   tail.insert(tail.end(), question.begin(), question.end());
   if (!tail.empty()) decode(tail, "show");
+  take_clusters(arm, question);
   mass_ = arm.mass;
   steps_ = 0;
   sums_ = {};
   control().reset_stats();
   control().set_trace(on_row, this, true_mass_ ? unsigned{TACTIC_TRACE_TRUE_MASS} : 0u);
+}
+
+// Arms that cluster alike share it: a prompt's tokens, the queries shown and the options are the same.
+void EvalEngine::take_clusters(const eval::Arm& arm, std::span<const Token> question) {
+  unkept_.clear();
+  shared_seconds_ = 0;
+  if (arm.method != "tactic" && arm.method != "paper") return;
+  if (std::string(control().get("promise")) == "1") return;  // probes depend on the way of choosing, too
+  const std::uint64_t asked = hash_bytes(std::as_bytes(question));
+  const std::string path = temporary_.path(fmt::format("{:016x}-{:016x}.index", plugin_->cluster_options(), asked));
+  const auto found = clustered_.find(path);
+  if (found == clustered_.end()) {
+    unkept_ = path;
+    return;
+  }
+  plugin_->load_index(path);
+  shared_seconds_ = found->second;
+}
+
+// After the first step, which clustered. Nothing is kept of a prompt too short to be clustered.
+void EvalEngine::keep_clusters() {
+  const std::string path = std::exchange(unkept_, "");
+  tactic_llama_stats stats = {};
+  stats.size = sizeof stats;
+  control().read_stats(&stats);
+  if (path.empty() || stats.clustered_tokens == 0) return;
+  plugin_->save_index(path);
+  clustered_[path] = stats.cluster_seconds;
+}
+
+void EvalEngine::forget_prompt() {
+  held_.clear();
+  clustered_.clear();
+  temporary_.empty();
 }
 
 std::span<const float> EvalEngine::step(Token token) {
@@ -168,6 +213,7 @@ std::span<const float> EvalEngine::step(Token token) {
     held_.clear();
     throw Interrupted{};
   }
+  if (!unkept_.empty()) keep_clusters();
   return context_->logits();
 }
 
@@ -210,7 +256,7 @@ Attended EvalEngine::attended() const {
           .estimated_mass = stats.estimated_mass,
           .true_mass = sums_.true_mass / rows,
           .success = sums_.success / rows,
-          .cluster_seconds = stats.cluster_seconds,
+          .cluster_seconds = stats.cluster_seconds + shared_seconds_,
           .attention_us = stats.total_us / steps};
 }
 

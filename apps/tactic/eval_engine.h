@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 
@@ -36,12 +37,23 @@ struct Attended {
   double attention_us = 0;  // of a step, all layers
 };
 
+// Gone with its contents when it ends.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  ~TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  std::string path(const std::string& name) const { return path_ + "/" + name; }
+  void empty() const;
+
+ private:
+  std::string path_;
+};
+
 class EvalEngine {
  public:
   explicit EvalEngine(const EngineOptions& options);
-  ~EvalEngine();
-  EvalEngine(const EvalEngine&) = delete;
-  EvalEngine& operator=(const EvalEngine&) = delete;
 
   const Model& model() const { return *model_; }
   Context& context() { return *context_; }
@@ -57,7 +69,8 @@ class EvalEngine {
   // now. Returns the seconds that reading took when it was done. Throws Interrupted.
   double read(const Tokens& prompt);
   // Settings of the arm; the last tokens of the prompt (those of read() and `question`) once more, densely, so that every arm
-  // sees the same queries and none sees another's; no clusters are left. budget 0: none. Throws Interrupted.
+  // sees the same queries and none sees another's; no clusters are left but those that an earlier arm of the same prompt,
+  // question and settings of clustering made. budget 0: none. Throws Interrupted.
   void start(const eval::Arm& arm, double budget, std::span<const Token> question = {});
   // One token, attended by the arm. Throws Interrupted.
   std::span<const float> step(Token token);
@@ -72,6 +85,9 @@ class EvalEngine {
 
  private:
   void decode(std::span<const Token> tokens, const char* what);
+  void take_clusters(const eval::Arm& arm, std::span<const Token> question);
+  void keep_clusters();
+  void forget_prompt();
   bool restore(std::uint64_t key, const Tokens& prompt, double& seconds);
   std::string watch_path(std::uint64_t key) const;
   static void on_row(const tactic_llama_trace* row, void* self);
@@ -86,7 +102,11 @@ class EvalEngine {
   std::uint64_t identity_ = 0;
   std::string build_;
   std::uint64_t held_key_ = 0;
-  Tokens held_;  // tokens of the prompt that the context holds
+  Tokens held_;                              // tokens of the prompt that the context holds
+  TemporaryFolder temporary_;                // of the prompt that the context holds: KEY.index
+  std::map<std::string, double> clustered_;  // files there, and the seconds that making them took
+  std::string unkept_;                       // where to keep what the first step clusters; empty: nowhere
+  double shared_seconds_ = 0;                // of clusters that an earlier arm made
   double mass_ = 0;
   int steps_ = 0;
   bool true_mass_ = false;

@@ -52,13 +52,13 @@ class OnTheModel(unittest.TestCase):
 
     def closeness(self, output):
         return ["fig9", "-m", MODEL, "-f", self.text, "-c", 1200, "-s", 3, "-w", 1, "--methods", "full,paper,tactic,quest,h2o",
-                "-p", "0.9", "--cache", self.cache, "-o", output]
+                "-p", "0.7,0.9", "--cache", self.cache, "-o", output]
 
     def test_finished_samples_survive_kills_at_any_moment(self):
         whole = self.dir / "whole"
         run(*self.closeness(whole))
         wanted = samples(whole / "fig9.jsonl")
-        self.assertEqual(len(wanted), 7)  # full, paper, tactic; quest and h2o at the budget of each
+        self.assertEqual(len(wanted), 13)  # full; for both masses paper, tactic, and quest and h2o at the budget of each
         broken = self.dir / "broken"
         path = broken / "fig9.jsonl"
         seed = random.randrange(1 << 30)
@@ -81,11 +81,16 @@ class OnTheModel(unittest.TestCase):
             self.assertLessEqual(kept, now, f"a finished sample vanished, seed {seed}")
             kept = now
         self.assertGreater(kills, 1)
-        self.assertEqual(samples(path).keys(), wanted.keys(), f"seed {seed}")
+        found = samples(path)
+        self.assertEqual(found.keys(), wanted.keys(), f"seed {seed}")
+        # Clusters that an earlier arm made are those that an arm makes itself: kills decide which arm has them from whom. Sums of
+        # several threads differ by rounding.
+        for key, record in wanted.items():
+            self.assertAlmostEqual(found[key]["result"]["kl_mean"], record["result"]["kl_mean"], delta=1e-3, msg=f"{record['config']['arm']}, seed {seed}")
         keys = re.findall(r'"key":"([0-9a-f]+)"', path.read_text())
         self.assertEqual(len(keys), len(set(keys)), "a sample was measured twice")
         again = run(*self.closeness(broken))
-        self.assertIn("7 samples", again.stdout)
+        self.assertIn("13 samples", again.stdout)
         self.assertIn("0 measured now", again.stdout)
 
     def test_ruler_answers_and_report(self):
