@@ -197,7 +197,8 @@ def plot(rows, path):
             labels.append(name_of(cell)), select.append(stages[0]["us"]), attend.append(stages[1]["us"])
             dense_us.append(best(rows, DENSE + ("tactic dense",), shape=shape, cell=cell)["us"])
     axes[0][1].bar(labels, select, label="select"), axes[0][1].bar(labels, attend, bottom=select, label="attend, merge")
-    axes[0][1].plot(labels, dense_us, "k_", markersize=25, label="best dense"), axes[0][1].set_yscale("log")
+    axes[0][1].plot(labels, dense_us, "k_", markersize=25, label="best dense"), axes[0][1].set_yscale("log"), axes[0][1].set_ylim(bottom=3)
+    axes[0][1].tick_params(axis="x", labelsize=8)
     axes[0][1].set_title("Stages at 5% listed (paper Fig. 10)"), axes[0][1].set_ylabel("microseconds a layer"), axes[0][1].legend(fontsize=7)
     union = [r for r in rows if r["what"] == "union attend"]
     for kind in ("union", "each query head"):
