@@ -133,7 +133,9 @@ std::string closeness_section(const JournalContent& journal, const Json& /*spec*
   for (const Group& group : group_samples(journal, false)) {
     text += heading(fmt::format("{}, {} tokens", group.model, group.context));
     const std::vector<std::string> texts = texts_of(group);
-    std::vector<std::string> heads = {"arm", "windows", "KL", "KL - KL(paper P=0.9)"};
+    const ArmResults* paper = find(group, "paper P=0.9");
+    std::vector<std::string> heads = {"arm", "windows", "KL"};
+    if (paper != nullptr) heads.emplace_back("KL - KL(paper P=0.9)");
     for (const std::string& name : texts) heads.push_back(name.substr(0, name.rfind('.')));
     for (const char* head : {"top 50", "top-1", "tokens", "bytes"}) heads.emplace_back(head);
     Table table(std::move(heads));
@@ -143,12 +145,11 @@ std::string closeness_section(const JournalContent& journal, const Json& /*spec*
               .log_x = true,
               .log_y = true,
               .series = {}};
-    const ArmResults* paper = find(group, "paper P=0.9");
     for (const ArmResults& arm : group.arms) {
       const Interval kl = bootstrap(column(arm, "kl_mean"));
       const double bytes = 100 * mean_of(column(arm, "bytes_share"));
-      std::vector<std::string> row = {arm.arm, std::to_string(arm.samples.size()), with_interval(kl),
-                                      paper != nullptr && paper != &arm ? against(arm, *paper) : ""};
+      std::vector<std::string> row = {arm.arm, std::to_string(arm.samples.size()), with_interval(kl)};
+      if (paper != nullptr) row.push_back(paper == &arm ? "" : against(arm, *paper));
       for (const std::string& name : texts) row.push_back(shown_of_text(arm, name));
       row.push_back(shown(mean_of(column(arm, "kl_top50_mean"))));
       row.push_back(shown(100 * mean_of(column(arm, "top1"))) + "%");
