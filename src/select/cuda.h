@@ -18,8 +18,7 @@ DeviceLists select_lists(const DeviceQuery& query, const DeviceKv& kv, const Dev
 
 // Fills the lists. status [S]. Goal error: one kernel; goal mass and `paper`: further ones behind it. Of the options,
 //   promise        is refused
-//   verify         has no effect: without it equal error takes 5% to 9% more rows (docs/results/loss.md), at (8, 128K, 5%) about
-//                  4 us of reading; a second pair of kernels is expected to cost more (not measured)
+//   verify         has no effect (the C API refuses it): docs/gpu.md says what it would save and what it would cost
 //   tail_clusters  with goal error is 0 or not 0: what is worth its mean V is represented, without a limit (a limit needs a sort)
 // Throws Error(unsupported) where the columns of a piece do not fit into shared memory, with a group of 4: above about 45000
 // clusters a KV head on sm_90 and 2500 on sm_89; `paper`: above 32000 and 10000.
