@@ -118,7 +118,7 @@ std::string error_part(const Group& group) {
     series->y.push_back(divergence);
     const auto values = (*arm.samples.front())["result"]["error"]["scatter"].get<std::vector<double>>();
     if (arm.arm.find("0.9") == std::string::npos) continue;
-    Series dots{.name = arm.arm.substr(0, 24), .x = {}, .y = values, .low = {}, .high = {}, .labels = {}, .line = false};
+    Series dots{.name = arm.arm.substr(0, 27), .x = {}, .y = values, .low = {}, .high = {}, .labels = {}, .line = false};
     for (std::size_t i = 0; i < values.size(); ++i) dots.x.push_back(static_cast<double>(i));
     scatter.series.push_back(std::move(dots));
   }
