@@ -37,6 +37,7 @@ struct Figures {
 
 double middle(const std::vector<Figures>& rounds, double Figures::*member) {
   std::vector<double> values;
+  values.reserve(rounds.size());
   for (const Figures& round : rounds) values.push_back(round.*member);
   const auto half = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
   std::nth_element(values.begin(), half, values.end());
