@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "bench/limits.h"
@@ -298,6 +299,12 @@ int bench_attention(const BenchOptions& options) {
   json["union_microseconds"] = figures.union_us;
   json["attend_microseconds"] = figures.attend_us;
   json["attended_share"] = figures.attended_share;
+  if (options.share > 0 && std::abs(figures.attended_share - options.share) > 0.25 * options.share) {
+    fmt::print(stderr,
+               "tactic: --share {:.3f} was not reached ({:.3f}): under goal error even attention takes few tokens, too; add "
+               "--goal mass\n",
+               options.share, figures.attended_share);
+  }
   json["bytes_read_share"] = figures.bytes_share;
   json["estimated_mass_mean"] = figures.estimated_mass;
   json["speedup_over_dense"] = figures.dense_us / figures.tactic_us;
