@@ -243,7 +243,7 @@ CLI::App* add_bench_attention(CLI::App& program, BenchOptions& options) {
       "The limit is a bare gather of the same rows plus streaming of the clusters' metadata, timed in the same run.\n"
       "Examples:\n"
       "  tactic bench attention --context 32768\n"
-      "  tactic bench attention --context 131072 --layers 2 --share 0.025\n"
+      "  tactic bench attention --context 131072 --layers 2 --goal mass --share 0.025\n"
       "  tactic bench attention --keys book.safetensors --json bench.json");
   command->callback([&options] {
     const WorkloadSpec& w = options.workload;

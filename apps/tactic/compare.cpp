@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "eval/statistics.h"
 #include "kl.h"
 #include "progress.h"
 #include "state.h"
@@ -159,8 +160,8 @@ void print_table(std::span<const Pass> passes, double best_stock) {
     fmt::print("{:<14} {:>9.1f} {:>8.2f}x {:>10} {:>10} {:>7} {:>9} {:>7}\n",
                pass.name == "stock_fa_on" ? "stock -fa on" : (pass.name == "stock_fa_off" ? "stock -fa off" : pass.name),
                pass.tokens_per_second(), pass.tokens_per_second() / best_stock,
-               is_reference ? "reference" : fmt::format("{:.5f}", mean(pass.kl)),
-               is_reference ? "" : fmt::format("{:.5f}", quantile(pass.kl, 0.99)),
+               is_reference ? "reference" : fmt::format("{:.5f}", eval::mean_of(pass.kl)),
+               is_reference ? "" : fmt::format("{:.5f}", eval::quantile_of(pass.kl, 0.99)),
                is_reference ? "" : fmt::format("{:.1f}%", 100 * pass.agreement),
                ours ? fmt::format("{:.1f}%", 100 * pass.stats.attended_share) : "",
                ours ? fmt::format("{:.1f}%", 100 * pass.bytes_share()) : "");
@@ -180,18 +181,18 @@ void write_figures(std::span<const Pass> passes, const std::string& method, nloh
   json["stock_fa_on_tokens_per_second"] = on.tokens_per_second();
   json["stock_fa_off_tokens_per_second"] = off.tokens_per_second();
   json["full_tokens_per_second"] = full.tokens_per_second();
-  json["full_kl_mean"] = mean(full.kl);
+  json["full_kl_mean"] = eval::mean_of(full.kl);
   json["full_top1_agreement"] = full.agreement;
-  json["stock_noise_kl_mean"] = mean(off.kl);
+  json["stock_noise_kl_mean"] = eval::mean_of(off.kl);
   json["stock_noise_top1_agreement"] = off.agreement;
   json["paper_tokens_per_second"] = paper.tokens_per_second();
-  json["paper_kl_mean"] = mean(paper.kl);
-  json["paper_kl_p99"] = quantile(paper.kl, 0.99);
+  json["paper_kl_mean"] = eval::mean_of(paper.kl);
+  json["paper_kl_p99"] = eval::quantile_of(paper.kl, 0.99);
   json["paper_top1_agreement"] = paper.agreement;
   json["paper_attended_share_mean"] = paper.stats.attended_share;
   json["paper_bytes_read_share"] = paper.bytes_share();
-  json["kl_mean"] = mean(chosen.kl);
-  json["kl_p99"] = quantile(chosen.kl, 0.99);
+  json["kl_mean"] = eval::mean_of(chosen.kl);
+  json["kl_p99"] = eval::quantile_of(chosen.kl, 0.99);
   json["top1_agreement"] = &chosen == &on ? 1.0 : chosen.agreement;
   json["attended_share_mean"] = chosen.stats.rows > 0 ? chosen.stats.attended_share : 1.0;
   if (!baseline_named(method)) json["estimated_mass_mean"] = chosen.stats.rows > 0 ? chosen.stats.estimated_mass : 1.0;

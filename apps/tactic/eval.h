@@ -9,6 +9,7 @@
 #include "eval/journal.h"
 #include "eval/spec.h"
 #include "eval_engine.h"
+#include "eval_windows.h"
 #include "progress.h"
 
 namespace tactic::program {
@@ -57,6 +58,8 @@ class EvalRun {
   // Loads the model for `context` tokens, writes the run's line (machine, versions, settings), leaves out arms whose method the
   // plug-in lacks (one line on stderr each).
   void open(int context);
+  // open() for the experiment's windows of context and steps, which it makes and expects a sample of every arm in.
+  std::vector<Window> open_windows();
   EvalEngine& engine() { return *engine_; }
   const std::vector<eval::Arm>& arms() const { return arms_; }
   eval::Journal& journal() { return *journal_; }

@@ -60,13 +60,7 @@ void run_attention(EvalRun& run) {
                 fmt::format("experiment {}: field measure is '{}', must be budgets, values, sparsity, grouping or fit",
                             run.spec().name, run.spec().measure));
   }
-  const int context = run.number("context", run.options().context);
-  const int steps = run.number("steps", run.options().steps);
-  run.open(context + steps + 1);
-  const auto windows =
-      make_windows(run.engine().model(), run.options().texts, context, steps, run.number("windows", run.options().windows));
-  run.expect(windows.size() * run.arms().size());
-  for (const Window& window : windows) measure_window(run, window, found->second);
+  for (const Window& window : run.open_windows()) measure_window(run, window, found->second);
 }
 
 }  // namespace tactic::program

@@ -156,8 +156,8 @@ Json WindowRun::measure_arm(const Arm& arm, double budget) {
     engine.watch({}, false);
     result["error"] = errors.json();
   }
-  result["kl_mean"] = mean(kl);
-  result["kl_top50_mean"] = mean(top);
+  result["kl_mean"] = eval::mean_of(kl);
+  result["kl_top50_mean"] = eval::mean_of(top);
   result["top1"] = static_cast<double>(agree) / static_cast<double>(kl.size());
   result["kl"] = kl_list;
   result["prefill_seconds"] = prefill_seconds_;
@@ -185,13 +185,7 @@ void WindowRun::measure() {
 }  // namespace
 
 void run_closeness(EvalRun& run) {
-  const int context = run.number("context", run.options().context);
-  const int steps = run.number("steps", run.options().steps);
-  run.open(context + steps + 1);
-  const auto windows =
-      make_windows(run.engine().model(), run.options().texts, context, steps, run.number("windows", run.options().windows));
-  run.expect(windows.size() * run.arms().size());
-  for (const Window& window : windows) WindowRun(run, window).measure();
+  for (const Window& window : run.open_windows()) WindowRun(run, window).measure();
 }
 
 }  // namespace tactic::program

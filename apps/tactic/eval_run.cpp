@@ -119,6 +119,16 @@ void EvalRun::open(int context) {
   journal_->append_run(describe_run());
 }
 
+std::vector<Window> EvalRun::open_windows() {
+  const int context = number("context", options_.context);
+  const int steps = number("steps", options_.steps);
+  open(context + steps + 1);
+  std::vector<Window> windows =
+      make_windows(engine().model(), options_.texts, context, steps, number("windows", options_.windows));
+  expect(windows.size() * arms().size());
+  return windows;
+}
+
 Json EvalRun::config_of(const Arm& arm, double budget) const {
   Json config = {{"experiment", spec_.journal},
                  {"model", file_name(options_.model)},

@@ -12,8 +12,4 @@ double kl_divergence(std::span<const float> p_logits, std::span<const float> q_l
 // Place of the largest logit; the lowest of equals.
 std::int32_t largest(std::span<const float> logits);
 
-double mean(std::span<const double> values);
-// The value that a share of the values does not exceed (nearest rank); 0 for no values.
-double quantile(std::span<const double> values, double share);
-
 }  // namespace tactic::program

@@ -69,6 +69,11 @@ TEST(PairedBootstrap, SeesADifferenceThatIsSmallerThanTheSpread) {
   EXPECT_GT(difference.low, -1.2);
 }
 
+TEST(Mean, OfNothingIsZero) {
+  EXPECT_EQ(mean_of({}), 0);
+  EXPECT_EQ(mean_of(std::vector<double>{1, 2, 6}), 3);
+}
+
 TEST(Quantile, IsTheNearestRank) {
   const std::vector<double> values = {4, 1, 3, 2};
   EXPECT_EQ(quantile_of(values, 0.5), 2);

@@ -38,19 +38,5 @@ TEST(Kl, OfATokenThatTheReferenceExcludesIsZero) {
 
 TEST(Largest, IsTheLowestOfEquals) { EXPECT_EQ(largest(std::vector<float>{1, 7, 7, 2}), 1); }
 
-TEST(Quantile, IsTheNearestRank) {
-  const std::vector<double> values = {4, 1, 3, 2};
-  EXPECT_EQ(quantile(values, 0.5), 2);
-  EXPECT_EQ(quantile(values, 0.51), 3);
-  EXPECT_EQ(quantile(values, 1.0), 4);
-  EXPECT_EQ(quantile(values, 0.0), 1);
-  EXPECT_EQ(quantile({}, 0.5), 0);
-}
-
-TEST(Mean, OfNothingIsZero) {
-  EXPECT_EQ(mean({}), 0);
-  EXPECT_EQ(mean(std::vector<double>{1, 2, 6}), 3);
-}
-
 }  // namespace
 }  // namespace tactic::program
