@@ -4,9 +4,9 @@
 
 #include "core/error.h"
 #include "select/cuda.h"
-#include "select/cuda_choose.h"
 #include "select/cuda_exported.h"
 #include "select/cuda_fixed.h"
+#include "select/cuda_stages.h"
 #include "select/loss.h"
 
 namespace tactic::cuda {
@@ -15,7 +15,6 @@ namespace {
 template <typename Shape>
 __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid_constant__ SelectTask task) {
   extern __shared__ __align__(16) std::byte memory[];
-  constexpr int kStages = Shape::kChunks <= 2 ? 2 : 1;  // centroid tiles a warp loads ahead: registers
   const Piece piece(task);
   SelectShared<Shape> shared;
   shared.place(memory, task.columns, task.index.part_capacity, task.query.softcap > 0, task.shape_rows);
@@ -25,12 +24,9 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid
   }
 
   // What the index holds does not depend on the kernel before: it may be read before that has ended.
-  const int tiles = (piece.count + kTileRows - 1) / kTileRows;
-  RowTile<Shape::kChunks> ahead[kStages];
-#pragma unroll
-  for (int s = 0; s < kStages; ++s) {
-    if (piece.warp + s * piece.warps < tiles) load_centroids<Shape>(task, piece, piece.warp + s * piece.warps, ahead[s]);
-  }
+  const int tiles = tiles_of_piece(piece);
+  CentroidsAhead<Shape> ahead;
+  load_first_centroids<Shape>(task, piece, tiles, ahead);
   const CovarianceRows covariances = fetch_covariances(task, piece, shared);
   const QueryRows query(task, piece);
   prefetch_query(task, query);
@@ -57,24 +53,12 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid
   __syncthreads();
   if (piece.pieces > 1 && threadIdx.x == 0)
     expect_bytes(shared.arrived, static_cast<std::uint32_t>(piece.pieces * piece.warps * Shape::kGroup * 8));
-  const int forms = task.spread ? piece.parts * covariances.tiles : 0;
-#pragma unroll 1
-  for (int u = piece.warp; u < forms; u += piece.warps) sum_form(task, piece, shared, covariances, u);
+  sum_forms(task, piece, shared, covariances);
   __syncthreads();
   const float* variances = sum_variances(task, piece, shared);
 
   RunningSum sums[Shape::kQueryTiles][2];
-  {
-    const CentroidScorer<Shape> scorer(task, piece, shared, variances);
-#pragma unroll 1
-    for (int tile = piece.warp; tile < tiles; tile += piece.warps) {
-      scorer.score(tile, ahead[0], sums);
-#pragma unroll
-      for (int s = 1; s < kStages; ++s) ahead[s - 1] = ahead[s];
-      const int next = tile + kStages * piece.warps;
-      if (next < tiles) load_centroids<Shape>(task, piece, next, ahead[kStages - 1]);
-    }
-  }
+  score_tiles(task, piece, shared, variances, tiles, ahead, sums);
 #pragma unroll 1
   while (fixed_tile * kTileRows < fixed.count) {
     score_fixed<Shape>(task, piece, shared, keys, valid, sums);
@@ -82,12 +66,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid
     if (fixed_tile * kTileRows < fixed.count) load_fixed<Shape>(task, piece, fixed, fixed_tile, keys, valid);
   }
   share_sums(piece, shared, sums);
-  if (piece.pieces > 1) {
-    wait_for_bytes(shared.arrived);
-  } else {
-    __syncthreads();
-  }
-  const float joined = join_sums(piece, shared);
+  const float joined = wait_for_sums(piece, shared);
   const int member = piece.lane % Shape::kGroup;
   if (piece.rank == 0 && piece.warp == 0 && piece.lane < task.group) {
     task.lists.reference[piece.slot * task.group + member] = joined * kLn2;
@@ -98,23 +77,11 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid
   if (task.exported.share != nullptr) [[unlikely]]
     return export_columns(task, piece, shared, variances, joined);
 
-  float* total = shared.total + piece.warp * Shape::kGroup;
-  // An unsound head and the padding of the group have no say: their shares vanish.
-  if (piece.lane < Shape::kGroup) total[member] = member < task.group && isfinite(joined) ? joined : -2 * kLowest;
-  __syncwarp();
   const int pairs = fixed.faults == 0 ? pairs_of_warp(piece, tiles) : 0;
-  int2 counts = make_int2(0, 0);
-#pragma unroll 1
-  for (int pair = 0; pair < pairs; ++pair) judge_pair(task, piece, shared, variances, total, pair, counts);
-  counts.x = __reduce_add_sync(~0u, counts.x);
-  if (piece.lane == 0) shared.count[piece.warp] = counts;
+  judge_columns(task, piece, shared, variances, joined, pairs);
   __syncthreads();
-  const int2 of_warp = piece.lane < piece.warps ? shared.count[piece.lane] : make_int2(0, 0);
-  const bool earlier = piece.lane < piece.warp;
-  const int tokens = __reduce_add_sync(~0u, of_warp.x), columns = __reduce_add_sync(~0u, of_warp.y);
-  const int columns_before = __reduce_add_sync(~0u, earlier ? of_warp.y : 0);
-  Places next{__reduce_add_sync(~0u, earlier ? of_warp.x : 0), columns_before % kOneRepresented,
-              columns_before / kOneRepresented};
+  const ChosenCounts counts = count_chosen(piece, shared);
+  Places next = counts.first;
   const int stretch = piece.slot * piece.pieces + piece.rank;
   const ChosenColumns chosen{shared.places(), shared.sources(task.columns)};
 #pragma unroll 1
@@ -122,13 +89,13 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid
     list_pair(task, piece, shared, chosen, static_cast<std::int64_t>(stretch) * task.lists.represented_stride, pair, next);
   }
   __syncthreads();
-  const int first = columns > 0 ? shared.begin[0] : 0;
+  const int first = counts.columns + counts.represented > 0 ? shared.begin[0] : 0;
   const std::int64_t of_slot = static_cast<std::int64_t>(piece.slot) * task.index.token_capacity;
-  list_tokens(chosen, columns % kOneRepresented, tokens, task.index.tokens + of_slot, task.lists.tokens + of_slot + first);
+  list_tokens(chosen, counts.columns, counts.tokens, task.index.tokens + of_slot, task.lists.tokens + of_slot + first);
   if (threadIdx.x == 0) {
     task.lists.token_first[stretch] = first;
-    task.lists.token_count[stretch] = tokens;
-    task.lists.represented_count[stretch] = columns / kOneRepresented;
+    task.lists.token_count[stretch] = counts.tokens;
+    task.lists.represented_count[stretch] = counts.represented;
   }
 }
 
