@@ -112,9 +112,9 @@ class Drawing {
 
   void draw(const Series& series, std::size_t number) {
     const std::size_t wanted = series.colour < 0 ? number : static_cast<std::size_t>(series.colour);
-    const char* const colour = kColours[wanted % std::size(kColours)];
+    const char* const own = colour(wanted);
     const bool hollow = series.hollow || wanted >= std::size(kColours);
-    const std::string fill = fmt::format("fill=\"{}\" stroke=\"{}\" stroke-width=\"1.6\"", hollow ? "#fff" : colour, colour);
+    const std::string fill = fmt::format("fill=\"{}\" stroke=\"{}\" stroke-width=\"1.6\"", hollow ? "#fff" : own, own);
     std::string path;
     std::string marks;
     for (std::size_t i = 0; i < series.x.size(); ++i) {
@@ -124,7 +124,7 @@ class Drawing {
       path += fmt::format("{}{:.1f} {:.1f} ", path.empty() ? "M" : "L", px, py);
       if (i < series.low.size() && y_.takes(series.low[i]) && y_.takes(series.high[i])) {
         marks += fmt::format("<line x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1:.1f}\" y2=\"{2:.1f}\" stroke=\"{3}\"/>", px,
-                             top(series.low[i]), top(series.high[i]), colour);
+                             top(series.low[i]), top(series.high[i]), own);
       }
       if (!series.dots) continue;
       const std::string label = i < series.labels.size()
@@ -134,7 +134,7 @@ class Drawing {
                            series.x.size() > 60 ? "1.2" : "3", fill, escaped(label));
     }
     if (series.line && !path.empty())
-      svg_ += fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\"{}/>", path, colour,
+      svg_ += fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\"{}/>", path, own,
                           hollow ? " stroke-dasharray=\"5 3\"" : "");
     svg_ += marks;
     const double at = kTop + 8 + 17 * static_cast<double>(number);
@@ -214,6 +214,8 @@ std::vector<double> ticks(double low, double high, int wanted, bool logarithmic)
     result.push_back(static_cast<double>(i) * step);
   return result;
 }
+
+const char* colour(std::size_t number) { return kColours[number % std::size(kColours)]; }
 
 std::string svg_of(const Plot& plot) { return Drawing(plot).text(); }
 

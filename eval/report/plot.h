@@ -30,6 +30,25 @@ struct Plot {
 // 720 x 420 pixels, scaling with the page. A plot without any point says so.
 std::string svg_of(const Plot& plot);
 
+// Horizontal bars of stacked parts, a mark on each.
+struct Bar {
+  std::string name;
+  std::vector<double> parts;  // lengths from the left; not finite or not positive: left out
+  double mark = 0;            // where the mark stands; not finite: none
+  std::string note;           // behind the bar
+};
+struct Bars {
+  std::string title;
+  std::string x_label;
+  std::vector<std::string> parts;  // names, for the legend
+  std::string mark_name;
+  std::vector<Bar> bars;
+};
+std::string svg_of(const Bars& bars);
+
+// The number-th of the plots' colours.
+const char* colour(std::size_t number);
+
 // About `wanted` round numbers (1, 2, 5 times powers of ten; powers of ten and their halves on a logarithmic axis) in [low,
 // high].
 std::vector<double> ticks(double low, double high, int wanted, bool logarithmic);

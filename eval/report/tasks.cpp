@@ -1,4 +1,4 @@
-// Scores and tokens on RULER and LongBench, in the form of Tables 2 to 5; measured speed.
+// Scores and tokens on RULER and LongBench, in the form of Tables 2 to 5.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -91,31 +91,6 @@ std::string tasks_section(const JournalContent& journal, const Json& spec) {
     text += scores.html() + heading("Tokens taken (Tables 3 and 5)") + tokens.html();
   }
   return text + published_table(spec);
-}
-
-std::string speed_section(const JournalContent& journal, const Json& spec) {
-  std::vector<std::string> heads;
-  for (const Json& sample : journal.samples) {
-    for (const auto& [name, value] : sample["result"].items()) {
-      if (std::find(heads.begin(), heads.end(), name) == heads.end()) heads.push_back(name);
-    }
-  }
-  Table table(heads);
-  for (const Json& sample : journal.samples) {
-    std::vector<std::string> row;
-    for (const std::string& name : heads) {
-      const Json value = sample["result"].value(name, Json(""));
-      row.push_back(value.is_number() ? shown(value.get<double>(), 4)
-                                      : (value.is_string() ? value.get<std::string>() : value.dump()));
-    }
-    table.add(std::move(row));
-  }
-  Table published({"paper: tokens", "distances, s", "update, s", "prefill, s"});
-  if (spec.value("name", "") == "table6") {
-    for (const auto& [tokens, row] : spec["published"].items())
-      published.add({tokens, row[0].dump(), row[1].dump(), row[2].dump()});
-  }
-  return table.html() + published.html();
 }
 
 }  // namespace tactic::eval

@@ -76,6 +76,94 @@ TEST(Report, KlStandsForEachTextByItself) {
   EXPECT_MENTIONS(page, "<td>0.25<td>0.75<td>");
 }
 
+// A row of the GPU benchmark, as tactic eval --csv keeps it.
+void keep_row(Journal& journal, const char* what, const char* variant, int batch, int context, double us, double share = 1) {
+  const Json row = {{"what", what},    {"variant", variant}, {"q_heads", 32},      {"kv_heads", 8},
+                    {"head_dim", 128}, {"batch", batch},     {"context", context}, {"share", share},
+                    {"us", us},        {"note", ""},         {"slice", what}};
+  const Json config = {{"experiment", "speed"}, {"source", "gpu"}, {"row", row}};
+  journal.append(Journal::key_of(config), config, row);
+}
+
+TEST(Report, StagesStandBesideTheFastestDenseKernelOfTheirPlace) {
+  const Folder folder;
+  Journal journal(folder.path("fig10.jsonl"), "fig10", "1");
+  keep_row(journal, "tactic step", "tactic P=90%, size 32", 1, 32768, 20, 0.05);
+  keep_row(journal, "tactic select", "tactic P=90%, size 32", 1, 32768, 7);
+  keep_row(journal, "tactic attend", "tactic P=90%, size 32", 1, 32768, 14);
+  keep_row(journal, "cudnn", "", 1, 32768, 38);
+  keep_row(journal, "flashinfer", "", 1, 32768, 50);
+  keep_row(journal, "tactic dense", "", 1, 32768, 42);
+  keep_row(journal, "cudnn", "", 8, 32768, 10);  // another place
+  const std::string page = make_report(folder.path(""));
+  EXPECT_MENTIONS(page, "<td>1 x 32K<td>tactic P=90%, size 32<td>5.0%<td>7<td>14<td>-<td>20<td>38<td>1.90x");
+  EXPECT_MENTIONS(page, "<title>1 x 32K, tactic: best dense kernel 38</title>");
+}
+
+TEST(Report, AUnionStandsBesideListsOfItsOwnPlaceAndMass) {
+  const Folder folder;
+  Journal journal(folder.path("fig11.jsonl"), "fig11", "1");
+  keep_row(journal, "union attend", "tactic P=70%, union", 8, 32768, 20, 0.01);
+  keep_row(journal, "union attend", "tactic P=70%, each query head", 8, 32768, 35, 0.013);
+  keep_row(journal, "union attend", "tactic P=90%, each query head", 8, 32768, 40, 0.03);
+  const std::string page = make_report(folder.path(""));
+  EXPECT_MENTIONS(page, "<td>8 x 32K<td>tactic P=70%<td>1.00%<td>20<td>1.30%<td>35<td>1.75x");
+  EXPECT_EQ(count_of(page, "<td>8 x 32K"), 1u);
+}
+
+// 1,024 tokens behind 1,024: dense attention of a step is half as long again on average. Full 2 ms, 1 ms of it attention:
+// 1.024 s + 1.536 s; Tactic 1.5 ms: 1.536 s and .064 s of clustering. Prefill: 32 layers of 10 ms.
+TEST(Report, EndToEndCountsPrefillClusteringAndTheGrowthOfDenseAttention) {
+  const Folder folder;
+  Journal journal(folder.path("fig12.jsonl"), "fig12", "1");
+  keep_row(journal, "decoder tactic", "P=0.9", 1, 1024, 1500);
+  keep_row(journal, "decoder full", "P=0.9", 1, 1024, 2000);
+  keep_row(journal, "decoder rest", "P=0.9", 1, 1024, 1000);
+  keep_row(journal, "decoder cluster", "P=0.9", 1, 1024, 64000);
+  keep_row(journal, "prefill layer", "cudnn", 1, 1024, 10000);
+  const std::string page = make_report(folder.path(""));
+  EXPECT_MENTIONS(page, "<td>1 x 1K<td>1024<td>2<td>1<td>1.5<td>1.33x<td>0.32<td>0.064<td>1.60x<td>1.50x<td>2.14x");
+}
+
+TEST(Report, ADensePeerThatIsFasterThanOursIsTheFullStep) {
+  const Folder folder;
+  Journal journal(folder.path("fig12.jsonl"), "fig12", "1");
+  keep_row(journal, "decoder tactic", "P=0.9", 1, 1024, 1500);
+  keep_row(journal, "decoder full", "P=0.9", 1, 1024, 3000);
+  keep_row(journal, "decoder rest", "P=0.9", 1, 1024, 1000);
+  keep_row(journal, "decoder cluster", "P=0.9", 1, 1024, 64000);
+  keep_row(journal, "cudnn", "", 1, 1024, 31.25);  // 32 layers: 1 ms
+  EXPECT_MENTIONS(make_report(folder.path("")), "<td>1 x 1K<td>1024<td>2<td>1<td>1.5<td>1.33x<td>-<td>0.064<td>1.60x<td>-<td>-");
+}
+
+TEST(Report, ClusteringStandsAsAShareOfTheSamePromptsPrefill) {
+  const Folder folder;
+  Journal journal(folder.path("table6.jsonl"), "table6", "1");
+  keep_row(journal, "clustering", "tactic, size 32", 2, 32768, 1000);
+  keep_row(journal, "prefill layer", "cudnn", 1, 32768, 20000);
+  keep_row(journal, "prefill layer", "cudnn", 1, 65536, 10000);
+  EXPECT_MENTIONS(make_report(folder.path("")), "<td>2 x 32K<td>tactic, size 32<td>1<td>20<td>2.50%");
+}
+
+TEST(Report, ACpusStagesAreATableAndBars) {
+  const Folder folder;
+  Journal journal(folder.path("fig10.jsonl"), "fig10", "1");
+  const Json config = {{"arm", "tactic P=0.9"}, {"context", 8192}};
+  journal.append(Journal::key_of(config), config,
+                 {{"arm", "tactic P=0.9"},
+                  {"rank_microseconds", 10},
+                  {"estimate_microseconds", 20},
+                  {"union_microseconds", 5},
+                  {"attend_microseconds", 65},
+                  {"tactic_microseconds", 100},
+                  {"dense_microseconds", 450},
+                  {"attended_share", 0.05},
+                  {"share_of_limit", 0.5}});
+  const std::string page = make_report(folder.path(""));
+  EXPECT_MENTIONS(page, "<td>8192<td>tactic P=0.9<td>5.0%<td>10<td>20<td>5<td>65<td>100<td>450<td>4.50x<td>50%");
+  EXPECT_MENTIONS(page, "<title>8192, tactic P=0.9: attend 65</title>");
+}
+
 TEST(Report, AnEmptyFolderAndAMissingOneAreErrors) {
   const Folder folder;
   EXPECT_MENTIONS(message_of([&] { make_report(folder.path("")); }), "has no results");
