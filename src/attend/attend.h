@@ -15,7 +15,7 @@ struct Query {
   AttentionParams params;
 };
 
-// Tokens to attend: `ids[0 .. count)` ascending, or, when ids is null, first .. first + count - 1.
+// Tokens to attend: `ids[0 .. count)` in any order, or, when ids is null, first .. first + count - 1.
 struct TokenList {
   const std::int32_t* ids = nullptr;
   std::int64_t first = 0;
@@ -31,11 +31,21 @@ struct Partial {
   float* sum = nullptr;      // [heads]
 };
 
+// What surrounds a list in the work of a thread, so that its first rows are on their way before its turn comes.
+struct Neighbours {
+  bool asked = false;               // ask_for() was called for this list, or it was `next` of the call before
+  const TokenList* next = nullptr;  // the list that this thread attends to afterwards, or null
+  int next_kv_head = 0;
+};
+
+// Prefetches the list's first rows, as many as a tile of attend_list() holds.
+void ask_for(const KvView& kv, int kv_head, const TokenList& list);
+
 // The `group` query heads of one KV head over a list. out: heads = group. Overwrites out.
 // logits: null, or [group, logit_stride]: s_i of token i of the list goes to logits[g * logit_stride + i].
 // Bytes: count * (K row + V row), read once for the group.
 void attend_list(const Query& query, const KvView& kv, int kv_head, const TokenList& list, const Partial& out, float* logits,
-                 std::int64_t logit_stride);
+                 std::int64_t logit_stride, const Neighbours& around = {});
 
 // All query heads over the same list (dense attention, recent tokens): the rows of all KV heads of a token lie side by
 // side in most caches, so tokens are walked once for all heads. out: heads = q_heads. Overwrites out.

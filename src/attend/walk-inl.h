@@ -169,32 +169,50 @@ inline void prefetch_rows(const std::byte* const* rows, int count, std::size_t b
   }
 }
 
-// Calls visit(begin, tile) for the tiles of a list, the next tile's rows being asked for meanwhile.
+// Calls visit(begin, tile) for the tiles of a list, the next tile's rows being asked for meanwhile: behind the last one those of
+// the list that follows.
 template <typename Visit>
-HWY_INLINE void walk_list(const KvView& kv, int kv_head, const TokenList& list, bool with_v, const Visit& visit) {
+HWY_INLINE void walk_list(const KvView& kv, int kv_head, const TokenList& list, bool with_v, const Neighbours& around,
+                          const Visit& visit) {
+  const std::size_t k_bytes = static_cast<std::size_t>(kv.k.dim) * size_of(kv.k.type);
+  const std::size_t v_bytes = with_v ? static_cast<std::size_t>(kv.v.dim) * size_of(kv.v.type) : 0;
   RowTile tiles[2];
   locate(kv, kv_head, list, 0, tiles[0]);
-  prefetch_rows(tiles[0].k, tiles[0].count, static_cast<std::size_t>(kv.k.dim) * size_of(kv.k.type));
-  if (with_v) prefetch_rows(tiles[0].v, tiles[0].count, static_cast<std::size_t>(kv.v.dim) * size_of(kv.v.type));
+  if (!around.asked) {
+    prefetch_rows(tiles[0].k, tiles[0].count, k_bytes);
+    prefetch_rows(tiles[0].v, tiles[0].count, v_bytes);
+  }
   int now = 0;
   for (std::int64_t begin = 0; begin < list.count; begin += kTile) {
     RowTile& next = tiles[1 - now];
-    locate(kv, kv_head, list, begin + kTile, next);
-    for (int t = next.count; t < kTile && next.count > 0; ++t) {  // the current tile is full: kTile rows to ask for
+    const bool last = begin + kTile >= list.count;
+    if (!last) {
+      locate(kv, kv_head, list, begin + kTile, next);
+    } else if (around.next != nullptr) {
+      locate(kv, around.next_kv_head, *around.next, 0, next);
+    } else {
+      next.count = 0;
+    }
+    for (int t = next.count; t < kTile && next.count > 0; ++t) {  // a full tile asks for kTile rows
       next.k[t] = next.k[next.count - 1];
       next.v[t] = next.v[next.count - 1];
     }
     const bool more = next.count > 0;
-    visit(begin, HeadTile{tiles[now].count, tiles[now].k, tiles[now].v, more ? next.k : nullptr, more ? next.v : nullptr});
+    const int count = tiles[now].count;
+    visit(begin, HeadTile{count, tiles[now].k, tiles[now].v, more ? next.k : nullptr, more ? next.v : nullptr});
+    if (last && next.count > count) {  // the rows that a short last tile has not asked for
+      prefetch_rows(next.k + count, next.count - count, k_bytes);
+      prefetch_rows(next.v + count, next.count - count, v_bytes);
+    }
     now = 1 - now;
   }
 }
 
 inline void attend_group(const Query& query, const KvView& kv, int kv_head, const TokenList& list, const Partial& out,
-                         float* logits, std::int64_t logit_stride) {
+                         float* logits, std::int64_t logit_stride, const Neighbours& around) {
   GroupSoftmax softmax(query, kv);
   softmax.clear(out, query.shape.group());
-  walk_list(kv, kv_head, list, true, [&](std::int64_t begin, const HeadTile& tile) {
+  walk_list(kv, kv_head, list, true, around, [&](std::int64_t begin, const HeadTile& tile) {
     softmax.add(kv_head, tile, out, logits == nullptr ? nullptr : logits + begin, logit_stride);
   });
 }
@@ -202,7 +220,7 @@ inline void attend_group(const Query& query, const KvView& kv, int kv_head, cons
 inline void score_group(const Query& query, const KvView& kv, int kv_head, const TokenList& list, float* logits,
                         std::int64_t logit_stride) {
   GroupSoftmax softmax(query, kv);
-  walk_list(kv, kv_head, list, false, [&](std::int64_t begin, const HeadTile& tile) {
+  walk_list(kv, kv_head, list, false, {}, [&](std::int64_t begin, const HeadTile& tile) {
     softmax.score(kv_head, tile, logits + begin, logit_stride, nullptr);
   });
 }
@@ -224,6 +242,9 @@ inline void attend_side_by_side(const Query& query, const KvView& kv, const Toke
   const std::byte* k_ahead[kTile];
   const std::byte* v_ahead[kTile];
   locate(kv, 0, list, 0, tiles[0]);
+  // The rows of all KV heads of a token are one row of as many times the bytes.
+  prefetch_rows(tiles[0].k, tiles[0].count, static_cast<std::size_t>(kv.kv_heads * kv.k.head_stride));
+  prefetch_rows(tiles[0].v, tiles[0].count, static_cast<std::size_t>(kv.kv_heads * kv.v.head_stride));
   int now = 0;
   for (std::int64_t begin = 0; begin < list.count; begin += kTile) {
     const RowTile& tile = tiles[now];
@@ -260,7 +281,7 @@ inline bool side_by_side(const Rows& rows) {
 inline void attend_heads(const Query& query, const KvView& kv, const TokenList& list, const Partial& out) {
   GroupSoftmax(query, kv).clear(out, query.shape.q_heads);
   if (kv.kv_heads > 1 && side_by_side(kv.k) && side_by_side(kv.v)) return attend_side_by_side(query, kv, list, out);
-  for (int h = 0; h < kv.kv_heads; ++h) attend_group(query, kv, h, list, group_of(out, query.shape, h), nullptr, 0);
+  for (int h = 0; h < kv.kv_heads; ++h) attend_group(query, kv, h, list, group_of(out, query.shape, h), nullptr, 0, {});
 }
 
 }  // namespace tactic::attend::HWY_NAMESPACE

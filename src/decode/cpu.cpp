@@ -66,8 +66,8 @@ void report_sparse(const SparseStep& step, StepReport& report) {
   }
 }
 
-// Wall time of the two phases, divided as the workers' clocks say.
-void report_times(const Workspace& workspace, int workers, double rank_us, double flow_us, StepReport& report) {
+// Wall time of the phases, divided as the workers' clocks say.
+void report_times(const Workspace& workspace, int workers, double wall_us, StepReport& report) {
   WorkerClock sum;
   for (int w = 0; w < workers; ++w) {
     const WorkerClock& clock = workspace.clocks[static_cast<std::size_t>(w)];
@@ -77,21 +77,18 @@ void report_times(const Workspace& workspace, int workers, double rank_us, doubl
     sum.list += clock.list;
     sum.attend += clock.attend;
   }
-  const double ranking = rank_us / std::max(sum.rank + sum.fixed, 1e-9);
-  const double flowing = flow_us / std::max(sum.estimate + sum.list + sum.attend, 1e-9);
-  report.rank_us = sum.rank * ranking;
-  report.estimate_us = sum.estimate * flowing;
-  report.union_us = sum.list * flowing;
-  report.attend_us = sum.fixed * ranking + sum.attend * flowing;
+  const double share = wall_us / std::max(sum.rank + sum.fixed + sum.estimate + sum.list + sum.attend, 1e-9);
+  report.rank_us = sum.rank * share;
+  report.estimate_us = sum.estimate * share;
+  report.union_us = sum.list * share;
+  report.attend_us = (sum.fixed + sum.attend) * share;
 }
 
 void run_sparse(Team& team, const SparseStep& step, StepReport* report) {
   const auto start = Clock::now();
-  auto ranked = start;
   const auto phases = [&](Worker& worker) {
     rank_phase(worker, step);
     worker.barrier();
-    if (worker.rank() == 0) ranked = Clock::now();
     flow_phase(worker, step, report);
   };
   try {
@@ -102,8 +99,7 @@ void run_sparse(Team& team, const SparseStep& step, StepReport* report) {
   }
   if (report == nullptr) return;
   report_sparse(step, *report);
-  const auto us = [](Clock::duration time) { return std::chrono::duration<double, std::micro>(time).count(); };
-  report_times(step.workspace, team.size(), us(ranked - start), us(Clock::now() - ranked), *report);
+  report_times(step.workspace, team.size(), std::chrono::duration<double, std::micro>(Clock::now() - start).count(), *report);
 }
 
 }  // namespace

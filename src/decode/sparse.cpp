@@ -92,11 +92,6 @@ void set_reference(const SparseStep& step, int kv_head, int workers) {
   }
 }
 
-void list_tokens(const SparseStep& step, HeadWork& work, const HeadTable& table, std::span<const std::int32_t> clusters) {
-  mark_tokens(table, clusters, work.bits.data());
-  work.count = take_tokens(work.bits.data(), step.words(), work.ids.data());
-}
-
 // Promise mode keeps a promise about mass.
 bool by_loss(const Options& options) { return options.goal == Goal::error && !options.promise; }
 
@@ -136,7 +131,8 @@ void rank_phase(Worker& worker, const SparseStep& step) {
   const auto start = Clock::now();
   const Shape& shape = step.query.shape;
   int first_task = 0;
-  for (int task = step.workspace.next_column.fetch_add(1, std::memory_order_relaxed), h = 0; h < shape.kv_heads;) {
+  const int heads = step.ranks_by_head(worker.size()) ? 0 : shape.kv_heads;
+  for (int task = step.workspace.next_column.fetch_add(1, std::memory_order_relaxed), h = 0; h < heads;) {
     const HeadTable& table = step.table(h);
     const int tasks = (table.count + kRankColumns - 1) / kRankColumns;
     if (task >= first_task + tasks) {
@@ -156,7 +152,6 @@ void rank_phase(Worker& worker, const SparseStep& step) {
 
 void choose_head(const SparseStep& step, int kv_head, int rank, int workers, WorkerClock& clock) {
   SelectScratch& scratch = step.workspace.scratch[static_cast<std::size_t>(rank)];
-  const auto start = Clock::now();
   HeadWork& work = step.head(kv_head);
   work.attended = work.sampled = work.count = 0;
   work.tail_count = work.first_choice = work.all_choices = 0;
@@ -167,6 +162,13 @@ void choose_head(const SparseStep& step, int kv_head, int rank, int workers, Wor
     return;
   }
   const HeadTable& table = step.table(kv_head);
+  auto start = Clock::now();
+  if (step.ranks_by_head(workers)) {
+    score_centroids(step.query, kv_head, table, 0, table.count, work.logits.data());
+    const auto ranked = Clock::now();
+    clock.rank += microseconds(start, ranked);
+    start = ranked;
+  }
   set_reference(step, kv_head, workers);
   const bool paper = step.options.method == Method::paper;
   if (paper) {
@@ -181,20 +183,25 @@ void choose_head(const SparseStep& step, int kv_head, int rank, int workers, Wor
   if (paper) {
     work.count = take_tokens(work.bits.data(), step.words(), work.ids.data());
   } else {
-    list_tokens(step, work, table, {work.list.data(), static_cast<std::size_t>(work.first_choice)});
+    work.count = list_tokens(table, {work.list.data(), static_cast<std::size_t>(work.first_choice)}, work.ids.data());
   }
   clock.estimate += microseconds(start, chosen);
   clock.list += microseconds(chosen, Clock::now());
 }
 
-void attend_piece(const SparseStep& step, int kv_head, int round, std::int64_t first, std::int64_t count, int slot) {
+TokenList list_of(const SparseStep& step, int kv_head, std::int64_t first, std::int64_t count) {
   const HeadWork& work = step.head(kv_head);
-  const TokenList list =
-      work.dense ? TokenList{nullptr, step.index.first() + first, count} : TokenList{work.ids.data() + first, 0, count};
+  if (work.dense) return {nullptr, step.index.first() + first, count};
+  return {work.ids.data() + first, 0, count};
+}
+
+void attend_piece(const SparseStep& step, int kv_head, int round, const TokenList& list, std::int64_t first, int slot,
+                  const Neighbours& around) {
+  const HeadWork& work = step.head(kv_head);
   const bool keep_logits = round == 0 && !work.dense && step.verifies();
   float* logits = keep_logits ? step.head(kv_head).token_logits.data() + first : nullptr;
   attend_list(step.query, step.kv, kv_head, list, step.workspace.pieces.at(slot, kv_head * step.query.shape.group()), logits,
-              work.token_stride);
+              work.token_stride, around);
 }
 
 void verify_head(const SparseStep& step, int kv_head, int rank, WorkerClock& clock) {
@@ -209,8 +216,7 @@ void verify_head(const SparseStep& step, int kv_head, int rank, WorkerClock& clo
   }
   const HeadTable& table = step.table(kv_head);
   const std::span<const std::int32_t> chosen{work.list.data(), static_cast<std::size_t>(work.first_choice)};
-  sum_exact_masses(table, group, {work.ids.data(), static_cast<std::size_t>(work.count)}, work.token_logits.data(),
-                   work.token_stride, work.reference, chosen, work.exact.data(), scratch);
+  sum_exact_masses(table, group, work.token_logits.data(), work.token_stride, work.reference, chosen, work.exact.data());
   float factor[kMaxGroup];
   std::fill_n(factor, group, 1.0f);
   if (step.options.tail_factor) tail_factors(table, group, work.mass.data(), work.exact.data(), chosen, factor, scratch);
@@ -224,28 +230,18 @@ void verify_head(const SparseStep& step, int kv_head, int rank, WorkerClock& clo
   }
   const int added = choose_clusters(step, table, work, work.first_choice, scratch);
   work.all_choices = work.first_choice + added;
-  list_tokens(step, work, table, {work.list.data() + work.first_choice, static_cast<std::size_t>(added)});
+  work.count = list_tokens(table, {work.list.data() + work.first_choice, static_cast<std::size_t>(added)}, work.ids.data());
   clock.estimate += microseconds(start, Clock::now());
 }
 
-void finish_head(const SparseStep& step, int kv_head, int rank, int workers, std::span<const int> slots) {
-  const Shape& shape = step.query.shape;
-  const int group = shape.group();
-  Workspace& workspace = step.workspace;
-  SelectScratch& scratch = workspace.scratch[static_cast<std::size_t>(rank)];
-  HeadWork& work = step.head(kv_head);
-  work.attended += work.count;
-  const int head = kv_head * group;
-  const Partial out = workspace.result.at(0, head);
-  const Partial own = workspace.fixed.at(0, head);
-  std::copy_n(own.output, group * shape.v_head_dim, out.output);
-  std::copy_n(own.maximum, group, out.maximum);
-  std::copy_n(own.sum, group, out.sum);
-  for (int w = 1; w < workers; ++w) merge(out, workspace.fixed.at(w, head), group, shape.v_head_dim);
-  for (const int slot : slots) merge(out, workspace.pieces.at(slot, head), group, shape.v_head_dim);
-  if (step.options.method != Method::tactic || step.options.tail_clusters == 0 || work.dense) return;
+namespace {
 
+// Dropped clusters that join by their mean V; their rows are asked for.
+void choose_head_tail(const SparseStep& step, int kv_head, SelectScratch& scratch) {
+  HeadWork& work = step.head(kv_head);
+  if (step.options.method != Method::tactic || step.options.tail_clusters == 0 || work.dense) return;
   const HeadTable& table = step.table(kv_head);
+  const int group = step.query.shape.group();
   float total[kMaxGroup];
   for (int g = 0; g < group; ++g) {
     const float* mass = work.mass.data() + static_cast<std::int64_t>(g) * table.stride;
@@ -254,9 +250,14 @@ void finish_head(const SparseStep& step, int kv_head, int rank, int workers, std
   work.tail_count =
       choose_tail(table, group, work.logits.data(), step.options.spread ? work.half.data() : nullptr, work.reference, total,
                   work.chosen.data(), step.options.tail_clusters, work.tail_list.data(), work.tail_weights.data(), scratch,
-                  step.query.params.softcap, by_loss(step.options) ? loss_per_row(step.options.mass) : 0.0f);
-  // add_tail works on the scale of `reference`; the larger of the two maxima keeps every factor at most one.
-  for (int g = 0; g < group; ++g) {
+                  step.query.params.softcap, by_loss(step.options) ? loss_per_row(step.options.mass) : 0.0f, work.mass.data());
+}
+
+// add_tail works on the scale of `reference`; the larger of the two maxima keeps every factor at most one.
+void add_head_tail(const SparseStep& step, int kv_head, const Partial& out) {
+  const Shape& shape = step.query.shape;
+  HeadWork& work = step.head(kv_head);
+  for (int g = 0; g < shape.group(); ++g) {
     const float top = std::max(out.maximum[g], work.reference[g]);
     const float keep = std::exp(out.maximum[g] - top);
     if (keep != 1.0f) {
@@ -268,8 +269,29 @@ void finish_head(const SparseStep& step, int kv_head, int rank, int workers, std
     for (int i = 0; i < work.tail_count; ++i)
       work.tail_weights[static_cast<std::size_t>(g * step.options.tail_clusters + i)] *= shift;
   }
-  add_tail(table, group, shape.v_head_dim, {work.tail_list.data(), static_cast<std::size_t>(work.tail_count)},
-           work.tail_weights.data(), step.options.tail_clusters, out);
+  add_tail(step.table(kv_head), shape.group(), shape.v_head_dim,
+           {work.tail_list.data(), static_cast<std::size_t>(work.tail_count)}, work.tail_weights.data(),
+           step.options.tail_clusters, out);
+}
+
+}  // namespace
+
+void finish_head(const SparseStep& step, int kv_head, int rank, int workers, std::span<const int> slots) {
+  const Shape& shape = step.query.shape;
+  const int group = shape.group();
+  Workspace& workspace = step.workspace;
+  HeadWork& work = step.head(kv_head);
+  work.attended += work.count;
+  choose_head_tail(step, kv_head, workspace.scratch[static_cast<std::size_t>(rank)]);
+  const int head = kv_head * group;
+  const Partial out = workspace.result.at(0, head);
+  const Partial own = workspace.fixed.at(0, head);
+  std::copy_n(own.output, group * shape.v_head_dim, out.output);
+  std::copy_n(own.maximum, group, out.maximum);
+  std::copy_n(own.sum, group, out.sum);
+  for (int w = 1; w < workers; ++w) merge(out, workspace.fixed.at(w, head), group, shape.v_head_dim);
+  for (const int slot : slots) merge(out, workspace.pieces.at(slot, head), group, shape.v_head_dim);
+  if (work.tail_count > 0) add_head_tail(step, kv_head, out);
 }
 
 }  // namespace tactic

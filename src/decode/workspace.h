@@ -36,8 +36,8 @@ struct HeadWork {
   Buffer<std::int32_t> list;    // [count] chosen clusters: the first choice, then what verify added
   int first_choice = 0;
   int all_choices = 0;
-  Buffer<std::uint64_t> bits;  // [words] tokens
-  Buffer<std::int32_t> ids;    // [tokens] to attend, ascending
+  Buffer<std::uint64_t> bits;  // [words] tokens (`paper`)
+  Buffer<std::int32_t> ids;    // [tokens] to attend
   std::int64_t count = 0;      // of ids
   bool dense = false;          // attends all its clustered tokens
   Buffer<float> token_logits;  // [group, token_stride] of the attended ids

@@ -16,16 +16,15 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 using Floats = hn::ScalableTag<float>;
 
-// x = logit + h spread - reference, with what softcap does to the spread.
+// h spread, with what softcap does to it.
 template <class V>
-HWY_INLINE V half_variance(Floats d, V spread, V logit, const EstimateTask& task, float h) {
-  V half = hn::Mul(spread, hn::Set(d, h));
+HWY_INLINE V half_variance(Floats d, V raw, V logit, const EstimateTask& task) {
   if (task.softcap > 0) {  // d logit / d raw = 1 - (logit / cap)^2
     const V ratio = hn::Mul(logit, hn::Set(d, 1.0f / task.softcap));
     const V slope = hn::NegMulAdd(ratio, ratio, hn::Set(d, 1.0f));
-    half = hn::Mul(half, hn::Mul(slope, slope));
+    raw = hn::Mul(raw, hn::Mul(slope, slope));
   }
-  return half;
+  return raw;
 }
 
 // At most kLargestExponent; NaN stays NaN, which hn::Min does not promise.
@@ -35,16 +34,17 @@ HWY_INLINE V bounded(Floats d, V x) {
   return hn::IfThenElse(hn::Gt(x, limit), limit, x);
 }
 
+// raw: h spread
 template <class V>
-HWY_INLINE V log_normal(Floats d, V size, V spread, V logit, const EstimateTask& task, float h, float reference) {
-  const V x = hn::Add(logit, hn::Sub(half_variance(d, spread, logit, task, h), hn::Set(d, reference)));
+HWY_INLINE V log_normal(Floats d, V size, V raw, V logit, const EstimateTask& task, float reference) {
+  const V x = hn::Add(logit, hn::Sub(half_variance(d, raw, logit, task), hn::Set(d, reference)));
   return hn::Mul(size, exponential(d, bounded(d, x)));
 }
 
 // size exp(x + log cosh s), s = sqrt(2 h spread): log cosh s = s + log((1 + exp(-2 s)) / 2)
 template <class V>
-HWY_INLINE V two_point(Floats d, V size, V spread, V logit, const EstimateTask& task, float h, float reference) {
-  const V half = half_variance(d, spread, logit, task, h);
+HWY_INLINE V two_point(Floats d, V size, V raw, V logit, const EstimateTask& task, float reference) {
+  const V half = half_variance(d, raw, logit, task);
   const V s = hn::Sqrt(hn::Max(hn::Add(half, half), hn::Zero(d)));
   const V x = hn::Add(logit, hn::Sub(s, hn::Set(d, reference)));
   const V e = exponential(d, bounded(d, x));
@@ -52,17 +52,15 @@ HWY_INLINE V two_point(Floats d, V size, V spread, V logit, const EstimateTask& 
   return hn::Mul(hn::Mul(size, hn::Set(d, 0.5f)), hn::MulAdd(e, other, e));
 }
 
-template <bool Tail>
-HWY_INLINE void estimate_row(const EstimateTask& task, int g, const HeadTable::Part& part, float h) {
+void estimate_row(const EstimateTask& task, int g, const HeadTable::Part& part, float h) {
   const Floats d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const HeadTable& table = *task.table;
   const float* logits = task.logits + static_cast<std::int64_t>(g) * table.stride;
   float* mass = task.mass + static_cast<std::int64_t>(g) * table.stride;
   const float reference = task.reference[g];
-  const auto at = [&](auto size, auto spread, auto logit) HWY_ATTR {
-    return Tail ? two_point(d, size, spread, logit, task, h, reference) : log_normal(d, size, spread, logit, task, h, reference);
-  };
+  const auto at = [&](auto size, auto spread, auto logit)
+                      HWY_ATTR { return log_normal(d, size, hn::Mul(spread, hn::Set(d, h)), logit, task, reference); };
   const int end = part.first + part.clusters->count;
   int c = part.first;
   for (; c + lanes <= end; c += lanes) {
@@ -77,37 +75,62 @@ HWY_INLINE void estimate_row(const EstimateTask& task, int g, const HeadTable::P
   }
 }
 
-void estimate(const EstimateTask& task, int group, bool tail) {
+void estimate(const EstimateTask& task, int group) {
   const HeadTable& table = *task.table;
   const std::size_t parts = table.parts.size();
   for (int g = 0; g < group; ++g) {
     for (std::size_t p = 0; p < parts; ++p) {
       const float h = task.h == nullptr ? 0.0f : task.h[static_cast<std::size_t>(g) * parts + p];
-      tail ? estimate_row<true>(task, g, table.parts[p], h) : estimate_row<false>(task, g, table.parts[p], h);
+      estimate_row(task, g, table.parts[p], h);
     }
     for (int c = table.count; c < table.stride; ++c) task.mass[static_cast<std::int64_t>(g) * table.stride + c] = 0;
   }
 }
 
-// forms [Heads] = q_g^T S q_g, S [dim, dim] symmetric: the squares of lanes x lanes on the diagonal once, those above it twice,
-// so that little more than half of S is read, and once for all heads.
-template <int Heads>
-HWY_NOINLINE void quadratic_block(const float* q, const float* s, int dim, float* forms) {
+void weigh_columns(const EstimateTask& task, int group, const std::int32_t* columns, int count, float* weight,
+                   std::int64_t stride) {
   const Floats d;
+  const hn::RebindToSigned<Floats> di;
   const int lanes = static_cast<int>(hn::Lanes(d));
+  const HeadTable& table = *task.table;
+  const auto parts = static_cast<std::int64_t>(table.parts.size());
+  for (int i = 0; i < count; i += lanes) {
+    const auto c = hn::LoadU(di, columns + i);
+    const auto size = hn::GatherIndex(d, table.size.data(), c);
+    const auto spread = hn::GatherIndex(d, table.spread.data(), c);
+    const auto part = parts == 1 ? hn::Zero(di) : hn::GatherIndex(di, table.part_of.data(), c);
+    for (int g = 0; g < group; ++g) {
+      const auto logit = hn::GatherIndex(d, task.logits + g * static_cast<std::int64_t>(table.stride), c);
+      const auto h = task.h == nullptr ? hn::Zero(d) : hn::GatherIndex(d, task.h + g * parts, part);
+      hn::StoreU(two_point(d, size, hn::Mul(spread, h), logit, task, task.reference[g]), d, weight + g * stride + i);
+    }
+  }
+}
+
+// forms [Heads] = q_g^T S q_g, S in the squares of HeadTable::covariance16: those on the diagonal once, those above it twice,
+// read once for all heads.
+template <int Heads>
+HWY_NOINLINE void quadratic_block(const float* q, const std::uint16_t* s, int dim, float* forms) {
+  const Floats d;
+  const hn::Rebind<hwy::float16_t, Floats> dh;
+  constexpr int kLanes = static_cast<int>(hn::MaxLanes(Floats()));
+  constexpr int kSide = HeadTable::kCovarianceSide;
+  const auto* from = reinterpret_cast<const hwy::float16_t*>(s);
   hn::Vec<Floats> form[Heads];
   for (int g = 0; g < Heads; ++g) form[g] = hn::Zero(d);
-  for (int row = 0; row < dim; row += lanes) {
-    for (int column = row; column < dim; column += lanes) {
-      hn::Vec<Floats> part[Heads];
-      for (int g = 0; g < Heads; ++g) part[g] = hn::Zero(d);
-      for (int i = row; i < row + lanes; ++i) {
-        const auto x = hn::LoadU(d, s + static_cast<std::int64_t>(i) * dim + column);
-        for (int g = 0; g < Heads; ++g) part[g] = hn::MulAdd(x, hn::Set(d, q[g * dim + i]), part[g]);
-      }
+  for (int row = 0; row < dim; row += kSide) {
+    for (int column = row; column < dim; column += kSide, from += kSide * kSide) {
       const auto weight = hn::Set(d, column == row ? 1.0f : 2.0f);
-      for (int g = 0; g < Heads; ++g) {
-        form[g] = hn::MulAdd(hn::Mul(part[g], weight), hn::LoadU(d, q + g * dim + column), form[g]);
+      for (int at = 0; at < kSide; at += kLanes) {
+        hn::Vec<Floats> part[Heads];
+        for (int g = 0; g < Heads; ++g) part[g] = hn::Zero(d);
+        for (int i = 0; i < kSide; ++i) {
+          const auto x = hn::PromoteTo(d, hn::LoadU(dh, from + i * kSide + at));
+          for (int g = 0; g < Heads; ++g) part[g] = hn::MulAdd(x, hn::Set(d, q[g * dim + row + i]), part[g]);
+        }
+        for (int g = 0; g < Heads; ++g) {
+          form[g] = hn::MulAdd(hn::Mul(part[g], weight), hn::LoadU(d, q + g * dim + column + at), form[g]);
+        }
       }
     }
   }
@@ -115,13 +138,13 @@ HWY_NOINLINE void quadratic_block(const float* q, const float* s, int dim, float
 }
 
 template <int Heads>
-void quadratic_some(int heads, const float* q, const float* s, int dim, float* forms) {
+void quadratic_some(int heads, const float* q, const std::uint16_t* s, int dim, float* forms) {
   if (heads == Heads) return quadratic_block<Heads>(q, s, dim, forms);
   if constexpr (Heads > 1) quadratic_some<Heads - 1>(heads, q, s, dim, forms);
 }
 
 // The same for any group, in blocks of nearly equal size. dim is a multiple of 16.
-void quadratic_forms(const float* q, const float* s, int group, int dim, float* forms) {
+void quadratic_forms(const float* q, const std::uint16_t* s, int group, int dim, float* forms) {
   constexpr int kHeads = 6;  // two sums each, a row and a broadcast: 14 of 16 registers
   const int blocks = (group + kHeads - 1) / kHeads;
   for (int b = 0; b < blocks; ++b) {
@@ -148,20 +171,22 @@ void half_variances(const Query& query, int kv_head, const HeadTable& table, flo
   const std::size_t parts = table.parts.size();
   float values[kMaxGroup];
   for (std::size_t p = 0; p < parts; ++p) {
-    const HeadClusters& clusters = *table.parts[p].clusters;
-    const bool flat = !(clusters.mean_spread > 0);  // every key is its centroid
-    if (!flat) forms(q, clusters.covariance.data(), group, dim, values);
-    const float factor = flat ? 0.0f : query.params.scale * query.params.scale / (2 * clusters.mean_spread);
+    const bool flat = !(table.covariance_unit[p] > 0);  // every key is its centroid
+    if (!flat) forms(q, table.covariance16.data() + static_cast<std::int64_t>(p) * covariance_size(dim), group, dim, values);
+    const float factor = query.params.scale * query.params.scale * table.covariance_unit[p] / 2;
     for (int g = 0; g < group; ++g) h[static_cast<std::size_t>(g) * parts + p] = flat ? 0.0f : factor * values[g];
   }
 }
 
 void estimate_masses(const HeadTable& table, int group, const float* logits, const float* h, const float* reference, float* mass,
                      float softcap) {
-  TACTIC_PICK(estimate)(EstimateTask{&table, logits, h, reference, softcap, mass}, group, false);
+  TACTIC_PICK(estimate)(EstimateTask{&table, logits, h, reference, softcap, mass}, group);
 }
 
-void tail_weights(const EstimateTask& task, int group) { TACTIC_PICK(estimate)(task, group, true); }
+void tail_weights(const EstimateTask& task, int group, const std::int32_t* columns, int count, float* weight,
+                  std::int64_t stride) {
+  TACTIC_PICK(weigh_columns)(task, group, columns, count, weight, stride);
+}
 
 }  // namespace tactic
 #endif

@@ -17,7 +17,9 @@ struct EstimateTask {
   float* mass;  // [G, stride], out
 };
 
-// mass = size_c exp(logit + log cosh(sqrt(2 h spread_c)) - reference_g), for the tail.
-void tail_weights(const EstimateTask& task, int group);
+// For the tail: weight[g * stride + i] = size_c exp(logit + log cosh(sqrt(2 h spread_c)) - reference_g) of c = columns[i], i <
+// count. columns and rows of weight are padded to whole vectors (16), and the padding names columns, too. task.mass is not used.
+void tail_weights(const EstimateTask& task, int group, const std::int32_t* columns, int count, float* weight,
+                  std::int64_t stride);
 
 }  // namespace tactic

@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "select/math-inl.h"
@@ -24,6 +23,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // Heads of one pass: with two vectors of columns they need 2 * kHeads sums, 2 rows and a broadcast in 32 or 16 registers.
 constexpr int kHeads = HWY_TARGET == HWY_AVX3 ? 8 : 6;
+// Columns that are asked for ahead of their turn: 96 of 128 dims take about 0.5 us, three trips to the memory.
+constexpr int kAheadColumns = 96;
 
 template <class D, class V>
 HWY_INLINE void finish(D d, V sum, const RankTask& task, int g, int c) {
@@ -84,11 +85,12 @@ HWY_INLINE void rank8(const RankTask& task, int g, int c) {
               column % kPackedBlock * 2;
     for (int j = 0; j < Heads; ++j) sum[j][v] = hn::Zero(d32);
   }
-  // A line, two rows, of the next columns: a block ends where the hardware's prefetcher does, at 2 or 4 KiB.
-  const int ahead = std::max(Vectors * kLanes, kPackedBlock) * dim;
+  // A line, two rows, of columns to come: a block ends where the hardware's prefetcher does, at 2 or 4 KiB. Far enough that the
+  // memory answers in time, and into the L2 (see attend/convert-inl.h).
+  const int ahead = kAheadColumns * dim;
   const std::int32_t* pairs = task.pairs + static_cast<std::int64_t>(g) * (dim / 2);
   for (int i = 0; i < dim / 2; ++i) {
-    hwy::Prefetch(from[i % Vectors] + i / 2 * 4 * kPackedBlock + ahead);
+    __builtin_prefetch(from[i % Vectors] + i / 2 * 4 * kPackedBlock + ahead, 0, 2);
     hn::Vec<decltype(d16)> row[Vectors];
     for (int v = 0; v < Vectors; ++v) row[v] = hn::PromoteTo(d16, hn::LoadU(d8, from[v] + i * 2 * kPackedBlock));
     for (int j = 0; j < Heads; ++j) {

@@ -41,7 +41,18 @@ struct HeadTable {
   Buffer<std::int8_t> packed8;     // [stride / 16, head_dim / 2, 16, 2]
   Buffer<float> centroid_scale;    // [stride] of packed8
   Buffer<std::uint16_t> packed16;  // [stride / 16, head_dim, 16]
+
+  // The pooled covariances of the parts on and above the diagonal, in squares of kCovarianceSide in the order in which
+  // half_variances() reads them: f16, in units of a dim's mean variance. covariance_unit [parts]: that unit over the mean spread,
+  // 0 where every key is its centroid.
+  static constexpr int kCovarianceSide = 16;
+  Buffer<std::uint16_t> covariance16;  // [parts, covariance_size(head_dim)]
+  Buffer<float> covariance_unit;
 };
+constexpr int covariance_size(int head_dim) {
+  const int squares = head_dim / HeadTable::kCovarianceSide;
+  return squares * (squares + 1) / 2 * HeadTable::kCovarianceSide * HeadTable::kCovarianceSide;
+}
 HeadTable make_table(std::span<const std::shared_ptr<const Segment>> segments, int kv_head);
 // Of every KV head; none without segments.
 std::vector<HeadTable> make_tables(std::span<const std::shared_ptr<const Segment>> segments);
@@ -87,17 +98,18 @@ void tail_factors(const HeadTable& table, int group, const float* mass, const fl
                   float* factor, SelectScratch& scratch);
 
 // exact [G, stride], chosen columns only: sum of exp(logit - reference_g) over a cluster's tokens, from the logits that attention
-// wrote: token ids[i], head g at token_logits[g * token_stride + i].
-void sum_exact_masses(const HeadTable& table, int group, std::span<const std::int32_t> ids, const float* token_logits,
-                      std::int64_t token_stride, const float* reference, std::span<const std::int32_t> clusters, float* exact,
-                      SelectScratch& scratch);
+// wrote of list_tokens() of the same clusters: head g's token i at token_logits[g * token_stride + i].
+void sum_exact_masses(const HeadTable& table, int group, const float* token_logits, std::int64_t token_stride,
+                      const float* reference, std::span<const std::int32_t> clusters, float* exact);
 
 // The `limit` heaviest dropped clusters by max_g of w_gc / total_g, w_gc = size_c exp(logit + log cosh(sqrt(2 h spread_c)) -
 // reference_g), the exponent at most 60; with a loss_per_row (loss.h) only those that are worth their mean V at that price. total
-// [G]. Writes cluster numbers to list and weights [G, limit] (row stride limit); returns how many.
+// [G]. Writes cluster numbers, ascending, to list and weights [G, limit] (row stride limit); returns how many, their mean V asked
+// for. bound: null, or [G, stride] of at least w_gc, such as estimate_masses gives (log cosh s <= s^2 / 2): with a price it tells
+// cheaply of most clusters that they are not worth it.
 int choose_tail(const HeadTable& table, int group, const float* logits, const float* h, const float* reference,
                 const float* total, const std::uint8_t* chosen, int limit, std::int32_t* list, float* weights,
-                SelectScratch& scratch, float softcap = 0, float loss_per_row = 0);
+                SelectScratch& scratch, float softcap = 0, float loss_per_row = 0, const float* bound = nullptr);
 
 // Adds sum_c w_gc mean(V_c) to out's outputs and w_gc to its sums; out's maximum must be `reference` already.
 void add_tail(const HeadTable& table, int group, int v_head_dim, std::span<const std::int32_t> list, const float* weights,
@@ -117,6 +129,10 @@ void choose_paper(const Query& query, const KvView& kv, int kv_head, const HeadT
                   float* estimated, PaperReport* report, SelectScratch& scratch);
 
 // ---- tokens ----------------------------------------------------------------------------------------------------------
+
+// Writes the token numbers of the listed clusters, one cluster behind the other, to ids (room for all). Returns how many. Their
+// rows are gathered no slower than in ascending order (2 MB pages; 5% slower with 4 KB pages, docs/kernels.md).
+std::int64_t list_tokens(const HeadTable& table, std::span<const std::int32_t> clusters, std::int32_t* ids);
 
 // Sets the bits of the tokens of the listed clusters.
 void mark_tokens(const HeadTable& table, std::span<const std::int32_t> clusters, std::uint64_t* bitmap);

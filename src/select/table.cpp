@@ -51,6 +51,27 @@ void pack16(HeadTable& table) {
   }
 }
 
+// Also where clusters came without one, as tests make them.
+void pack_covariance(const HeadTable::Part& part, int dim, std::uint16_t* out, float* unit) {
+  const HeadClusters& clusters = *part.clusters;
+  const Buffer<float>& from = clusters.covariance;
+  *unit = 0;
+  if (!(clusters.mean_spread > 0) || from.size() < static_cast<std::size_t>(dim) * static_cast<std::size_t>(dim)) return;
+  double trace = 0;
+  for (int i = 0; i < dim; ++i) trace += from[static_cast<std::size_t>(i * dim + i)];
+  if (!(trace > 0)) return;
+  const auto inverse = static_cast<float>(dim / trace);
+  constexpr int kSide = HeadTable::kCovarianceSide;
+  for (int row = 0; row < dim; row += kSide) {
+    for (int column = row; column < dim; column += kSide) {
+      for (int i = 0; i < kSide * kSide; ++i) {
+        *out++ = float_to_half(inverse * from[static_cast<std::size_t>((row + i / kSide) * dim + column + i % kSide)]);
+      }
+    }
+  }
+  *unit = static_cast<float>(trace / dim / clusters.mean_spread);
+}
+
 }  // namespace
 
 HeadTable make_table(std::span<const std::shared_ptr<const Segment>> segments, int kv_head) {
@@ -87,6 +108,12 @@ HeadTable make_table(std::span<const std::shared_ptr<const Segment>> segments, i
     }
   }
   half ? pack16(table) : pack8(table);
+  const auto size = static_cast<std::size_t>(covariance_size(table.head_dim));
+  table.covariance16.resize(table.parts.size() * size);
+  table.covariance_unit.resize(table.parts.size());
+  for (std::size_t p = 0; p < table.parts.size(); ++p) {
+    pack_covariance(table.parts[p], table.head_dim, table.covariance16.data() + p * size, &table.covariance_unit[p]);
+  }
   return table;
 }
 

@@ -63,60 +63,88 @@ void factors(const FactorTask& task) {
   }
 }
 
-// task.key [stride] = a dropped cluster's largest share over the heads, 0 where it is chosen or not worth its mean V. Returns how
-// many are not 0.
-int weigh_dropped(const HeaviestTask& task) {
+// To task.column: the clusters that are not chosen and, as far as `bound` tells, worth their mean V. Returns how many; behind
+// them column 0, up to a whole vector.
+int list_dropped(const HeaviestTask& task) {
   const hn::ScalableTag<float> d;
   const hn::RebindToSigned<decltype(d)> di;
   const hn::Rebind<std::uint8_t, decltype(di)> du;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const HeadTable& table = *task.table;
+  const bool priced = task.bound != nullptr && task.price > 0;
+  const auto price = hn::Set(d, task.price * 0.999f);  // bound and weight are rounded differently
+  const auto most = hn::Set(d, 1e15f);                 // its square is finite
+  int n = 0;
+  for (int c = 0; c < table.stride; c += lanes) {
+    auto keep = hn::And(hn::RebindMask(d, hn::Eq(hn::PromoteTo(di, hn::LoadU(du, task.chosen + c)), hn::Zero(di))),
+                        hn::Gt(hn::LoadU(d, table.size.data() + c), hn::Zero(d)));
+    if (priced) {
+      auto loss = hn::Zero(d);
+      for (int g = 0; g < task.group; ++g) {
+        auto share =
+            hn::Mul(hn::LoadU(d, task.bound + static_cast<std::int64_t>(g) * table.stride + c), hn::Set(d, 1 / task.total[g]));
+        share = hn::IfThenElse(hn::Gt(share, most), most, hn::IfThenElseZero(hn::Eq(share, share), share));  // NaN: nothing
+        loss = hn::MulAdd(share, share, loss);
+      }
+      keep = hn::And(keep, hn::Gt(loss, price));
+    }
+    if (hn::AllFalse(d, keep)) continue;
+    const auto mask = hn::RebindMask(di, keep);
+    hn::StoreU(hn::Compress(hn::Iota(di, c), mask), di, task.column + n);
+    n += static_cast<int>(hn::CountTrue(di, mask));
+  }
+  hn::StoreU(hn::Zero(di), di, task.column + n);
+  return n;
+}
+
+// task.key [count] = a dropped cluster's largest share over the heads, 0 where it is not worth its mean V. Returns how many are
+// not 0.
+int weigh_dropped(const HeaviestTask& task) {
+  const hn::ScalableTag<float> d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
   const auto largest_weight = hn::Set(d, 3e38f);
   int candidates = 0;
-  for (int c = 0; c < table.stride; c += lanes) {
+  for (int i = 0; i < task.count; i += lanes) {
     auto best = hn::Zero(d);
     auto loss = hn::Zero(d);
     for (int g = 0; g < task.group; ++g) {
-      auto share =
-          hn::Mul(hn::LoadU(d, task.weight + static_cast<std::int64_t>(g) * table.stride + c), hn::Set(d, 1 / task.total[g]));
+      auto share = hn::Mul(hn::LoadU(d, task.weight + g * task.stride + i), hn::Set(d, 1 / task.total[g]));
       share = hn::IfThenElseZero(hn::Le(share, largest_weight), share);  // NaN and infinity count as nothing
       best = hn::Max(best, share);
       loss = hn::MulAdd(share, share, loss);
     }
-    const auto taken = hn::RebindMask(d, hn::Ne(hn::PromoteTo(di, hn::LoadU(du, task.chosen + c)), hn::Zero(di)));
-    best = hn::IfThenZeroElse(taken, best);
     if (task.price > 0) best = hn::IfThenElseZero(hn::Gt(loss, hn::Set(d, task.price)), best);
-    hn::StoreU(best, d, task.key + c);
+    if (i + lanes > task.count) best = hn::IfThenElseZero(hn::FirstN(d, static_cast<std::size_t>(task.count - i)), best);
+    hn::StoreU(best, d, task.key + i);
     candidates += static_cast<int>(hn::CountTrue(d, hn::Gt(best, hn::Zero(d))));
   }
   return candidates;
 }
 
-// Column numbers of the heaviest dropped clusters, ascending.
+// Places in task.column of the heaviest dropped clusters, ascending, to task.work_key. Returns how many.
 int heaviest(const HeaviestTask& task) {
-  const HeadTable& table = *task.table;
   CutTask cut;
   Cut found;
   found.key = 0;  // all
   const auto* key = reinterpret_cast<const std::int32_t*>(task.key);
   if (weigh_dropped(task) > task.limit) {
-    std::fill_n(task.ones, table.count, 1.0f);
+    std::fill_n(task.ones, task.count, 1.0f);
     cut.key = key;
-    cut.count = table.count;
+    cut.count = task.count;
     cut.rows = cut.needed = 1;
     cut.row[0] = task.ones;
     cut.need[0] = task.limit;
     cut.work_key = task.work_key;
     cut.work = task.work;
-    cut.work_stride = table.stride + kCutPadding;
+    cut.work_stride = task.stride;
     found = find_cut(cut);
   }
   int n = 0;
   int ties = found.ties;
-  for (int c = 0; c < table.count; ++c) {
-    if (key[c] < found.key || key[c] == 0) continue;
-    if (key[c] == found.key && ties-- <= 0) continue;
-    task.list[n++] = c;
+  for (int i = 0; i < task.count; ++i) {
+    if (key[i] < found.key || key[i] == 0) continue;
+    if (key[i] == found.key && ties-- <= 0) continue;
+    task.work_key[n++] = i;
   }
   return n;
 }
@@ -177,6 +205,22 @@ HWY_AFTER_NAMESPACE();
 #include "select/estimate_task.h"
 
 namespace tactic {
+namespace {
+
+struct MeanV {
+  const std::int8_t* row;
+  const float* scale;
+  int dim;
+};
+MeanV mean_v(const HeadTable& table, int column) {
+  const HeadTable::Part& part = table.parts[static_cast<std::size_t>(table.part_of[static_cast<std::size_t>(column)])];
+  const HeadClusters& clusters = *part.clusters;
+  const int dim = part.owner->v_head_dim;
+  const std::int64_t c = column - part.first;
+  return {clusters.mean_v.data() + c * dim, clusters.mean_v_scale.data() + c, dim};
+}
+
+}  // namespace
 
 void tail_factors(const HeadTable& table, int group, const float* mass, const float* exact, std::span<const std::int32_t> chosen,
                   float* factor, SelectScratch& scratch) {
@@ -185,21 +229,38 @@ void tail_factors(const HeadTable& table, int group, const float* mass, const fl
 
 int choose_tail(const HeadTable& table, int group, const float* logits, const float* h, const float* reference,
                 const float* total, const std::uint8_t* chosen, int limit, std::int32_t* list, float* weights,
-                SelectScratch& scratch, float softcap, float loss_per_row) {
+                SelectScratch& scratch, float softcap, float loss_per_row, const float* bound) {
   if (limit <= 0 || table.count == 0) return 0;
   const std::size_t stride = static_cast<std::size_t>(table.stride) + kCutPadding;
-  const std::size_t all = static_cast<std::size_t>(table.stride) * group;
-  scratch.floats.resize(all + 3 * stride);
-  scratch.ints.resize(stride);
+  scratch.floats.resize((static_cast<std::size_t>(group) + 3) * stride);
+  scratch.ints.resize(2 * stride);
   float* weight = scratch.floats.data();
-  tail_weights({&table, logits, h, reference, softcap, weight}, group);
-  float* key = weight + all;
-  const int n = TACTIC_PICK(heaviest)({&table, group, weight, total, chosen, limit, represented_price(loss_per_row), list, key,
-                                       key + stride, key + 2 * stride, scratch.ints.data()});
-  for (int g = 0; g < group; ++g) {
-    for (int i = 0; i < n; ++i) {
-      weights[static_cast<std::int64_t>(g) * limit + i] = weight[static_cast<std::int64_t>(g) * table.stride + list[i]];
-    }
+  float* key = weight + static_cast<std::size_t>(group) * stride;
+  HeaviestTask task{&table,
+                    group,
+                    total,
+                    chosen,
+                    bound,
+                    limit,
+                    represented_price(loss_per_row),
+                    scratch.ints.data(),
+                    0,
+                    weight,
+                    static_cast<std::int64_t>(stride),
+                    key,
+                    key + stride,
+                    key + 2 * stride,
+                    scratch.ints.data() + stride};
+  task.count = TACTIC_PICK(list_dropped)(task);
+  tail_weights({&table, logits, h, reference, softcap, nullptr}, group, task.column, task.count, weight, task.stride);
+  const int n = TACTIC_PICK(heaviest)(task);
+  for (int i = 0; i < n; ++i) {
+    const int place = task.work_key[i];
+    list[i] = task.column[place];
+    for (int g = 0; g < group; ++g) weights[static_cast<std::int64_t>(g) * limit + i] = weight[g * task.stride + place];
+    const MeanV mean = mean_v(table, list[i]);
+    for (int byte = 0; byte < mean.dim; byte += 64) __builtin_prefetch(mean.row + byte, 0, 2);
+    __builtin_prefetch(mean.scale, 0, 2);
   }
   return n;
 }
@@ -214,12 +275,11 @@ void add_tail(const HeadTable& table, int group, int v_head_dim, std::span<const
     const int count = static_cast<int>(std::min<std::size_t>(kBatch, list.size() - first));
     for (int n = 0; n < count; ++n) {
       const std::size_t at = first + static_cast<std::size_t>(n);
-      const HeadTable::Part& part = table.parts[static_cast<std::size_t>(table.part_of[static_cast<std::size_t>(list[at])])];
-      const std::size_t c = static_cast<std::size_t>(list[at] - part.first);
-      row[n] = part.clusters->mean_v.data() + c * static_cast<std::size_t>(v_head_dim);
+      const MeanV mean = mean_v(table, list[at]);
+      row[n] = mean.row;
       for (int g = 0; g < group; ++g) {
         const float w = weights[g * static_cast<std::int64_t>(weight_stride) + static_cast<std::int64_t>(at)];
-        scaled[n * group + g] = w * part.clusters->mean_v_scale[c];
+        scaled[n * group + g] = w * *mean.scale;
         out.sum[g] += w;
       }
     }

@@ -20,16 +20,19 @@ struct FactorTask {
 struct HeaviestTask {
   const HeadTable* table;
   int group;
-  const float* weight;  // [G, stride]
-  const float* total;   // [G]
+  const float* total;  // [G]
   const std::uint8_t* chosen;
+  const float* bound;  // [G, table stride] or null
   int limit;
-  float price;  // fewest summed squares of shares that a mean V is worth; 0: any
-  std::int32_t* list;
-  float* key;              // [stride + padding] scratch
-  float* work;             // [stride + padding] scratch
-  float* ones;             // [stride + padding] scratch
-  std::int32_t* work_key;  // [stride + padding] scratch
+  float price;             // fewest summed squares of shares that a mean V is worth; 0: any
+  std::int32_t* column;    // [stride] dropped columns
+  int count;               // of column
+  const float* weight;     // [G, stride] of the columns
+  std::int64_t stride;     // columns of the table and padding
+  float* key;              // [stride] scratch
+  float* work;             // [stride] scratch
+  float* ones;             // [stride] scratch
+  std::int32_t* work_key;  // [stride] scratch
 };
 
 struct AddTask {

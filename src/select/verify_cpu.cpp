@@ -1,7 +1,4 @@
 // Exact masses of attended clusters, from the logits that attention wrote.
-#include <cmath>
-
-#include "core/isa.h"
 #include "select/select.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -9,7 +6,7 @@
 // clang-format off
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
-#include "hwy/contrib/math/math-inl.h"
+#include "select/math-inl.h"
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
@@ -19,65 +16,54 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Tokens a block converts at once: small enough that [group, block] weights stay in L1, a multiple of every vector length.
-constexpr int kBlock = 64;
+// A token may lie above the reference, which knows the centroids and the always attended tokens alone; e^80 times any number of
+// tokens is finite.
+constexpr float kLargestLogit = 80.0f;
 
-// sums [clusters, group]: token i's weights are added to the row of its cluster.
-void scatter(const HeadTable& table, int group, std::span<const std::int32_t> ids, const float* logits, std::int64_t stride,
-             const float* reference, float* sums) {
+// exp(logit - reference); NaN stays NaN, which hn::Min does not promise.
+template <class D, class V>
+HWY_INLINE V weight_of(D d, V logit, V reference) {
+  const V limit = hn::Set(d, kLargestLogit);
+  const V x = hn::Sub(logit, reference);
+  return exponential(d, hn::IfThenElse(hn::Gt(x, limit), limit, x));
+}
+
+void sum_runs(const HeadTable& table, int group, const float* logits, std::int64_t stride, const float* reference,
+              std::span<const std::int32_t> clusters, float* exact) {
   const hn::ScalableTag<float> d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  alignas(64) float weights[kMaxGroup * kBlock];
-  const auto count = static_cast<std::int64_t>(ids.size());
-  for (std::int64_t i0 = 0; i0 < count; i0 += kBlock) {
-    const int n = static_cast<int>(std::min<std::int64_t>(kBlock, count - i0));
+  std::int64_t at = 0;
+  for (const std::int32_t c : clusters) {
+    const auto size = static_cast<int>(table.tokens[static_cast<std::size_t>(c)].size());
     for (int g = 0; g < group; ++g) {
-      const float* from = logits + g * stride + i0;
+      const float* from = logits + g * stride + at;
       const auto shift = hn::Set(d, reference[g]);
+      auto sum = hn::Zero(d);
       int i = 0;
-      for (; i + lanes <= n; i += lanes)
-        hn::Store(hn::Exp(d, hn::Sub(hn::LoadU(d, from + i), shift)), d, weights + g * kBlock + i);
-      for (; i < n; ++i) weights[g * kBlock + i] = std::exp(from[i] - reference[g]);
+      for (; i + lanes <= size; i += lanes) sum = hn::Add(sum, weight_of(d, hn::LoadU(d, from + i), shift));
+      if (i < size) {
+        const auto mask = hn::FirstN(d, static_cast<std::size_t>(size - i));
+        sum = hn::Add(sum, hn::IfThenElseZero(mask, weight_of(d, hn::MaskedLoad(mask, d, from + i), shift)));
+      }
+      exact[static_cast<std::int64_t>(g) * table.stride + c] = hn::GetLane(hn::SumOfLanes(d, sum));
     }
-    for (int i = 0; i < n; ++i) {
-      float* row =
-          sums + static_cast<std::int64_t>(
-                     table.column_of[static_cast<std::size_t>(ids[static_cast<std::size_t>(i0 + i)] - table.first_token)]) *
-                     group;
-      for (int g = 0; g < group; ++g) row[g] += weights[g * kBlock + i];
-    }
+    at += size;
   }
 }
 
 }  // namespace
-
-decltype(&scatter) scatter_kernel() { return &scatter; }
-
 }  // namespace HWY_NAMESPACE
 }  // namespace tactic
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include "select/dispatch.h"
+
 namespace tactic {
 
-void sum_exact_masses(const HeadTable& table, int group, std::span<const std::int32_t> ids, const float* token_logits,
-                      std::int64_t token_stride, const float* reference, std::span<const std::int32_t> clusters, float* exact,
-                      SelectScratch& scratch) {
-  scratch.floats.resize(static_cast<std::size_t>(table.count) * static_cast<std::size_t>(group));
-  float* sums = scratch.floats.data();
-  for (const std::int32_t c : clusters) std::fill_n(sums + static_cast<std::int64_t>(c) * group, group, 0.0f);
-  auto kernel = HWY_NAMESPACE::scatter_kernel();
-#if HWY_TARGETS & HWY_AVX2
-  if (active_isa() == Isa::avx2) kernel = N_AVX2::scatter_kernel();
-#endif
-#if HWY_TARGETS & HWY_AVX3
-  if (active_isa() == Isa::avx512) kernel = N_AVX3::scatter_kernel();
-#endif
-  kernel(table, group, ids, token_logits, token_stride, reference, sums);
-  for (const std::int32_t c : clusters) {
-    for (int g = 0; g < group; ++g)
-      exact[static_cast<std::int64_t>(g) * table.stride + c] = sums[static_cast<std::int64_t>(c) * group + g];
-  }
+void sum_exact_masses(const HeadTable& table, int group, const float* token_logits, std::int64_t token_stride,
+                      const float* reference, std::span<const std::int32_t> clusters, float* exact) {
+  TACTIC_PICK(sum_runs)(table, group, token_logits, token_stride, reference, clusters, exact);
 }
 
 }  // namespace tactic

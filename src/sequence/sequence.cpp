@@ -186,8 +186,8 @@ std::size_t Sequence::index_bytes() const {
     for (const auto& segment : layer.index.segments) bytes += segment->bytes();
     for (const HeadTable& table : layer.index.tables) {
       bytes += table.size.bytes() + table.spread.bytes() + table.part_of.bytes() + table.column_of.bytes() +
-               table.packed8.bytes() + table.centroid_scale.bytes() + table.packed16.bytes() +
-               table.tokens.capacity() * sizeof(table.tokens[0]);
+               table.covariance16.bytes() + table.covariance_unit.bytes() + table.packed8.bytes() + table.centroid_scale.bytes() +
+               table.packed16.bytes() + table.tokens.capacity() * sizeof(table.tokens[0]);
     }
   }
   return bytes;

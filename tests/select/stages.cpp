@@ -198,6 +198,54 @@ TEST(Tokens, ComeBackAscendingAndTheBitmapEmpty) {
   EXPECT_EQ(ids[191], 191);
 }
 
+TEST_P(Stage, ExactMassesAreSumsOverTheListedTokensOfACluster) {
+  ClusterSpec spec;
+  spec.clusters = {40, 24};
+  const HeadTable table = random_table(spec);
+  constexpr int kGroup = 3;
+  const std::vector<std::int32_t> clusters{50, 3, 41, 7};
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(table.token_count));
+  const auto count = list_tokens(table, clusters, ids.data());
+  const std::int64_t stride = table.token_count;
+  std::vector<float> logits(static_cast<std::size_t>(kGroup * stride), NAN);
+  const float reference[kGroup] = {0.5f, -3, 20};
+  // The logit of a token follows from its number; the last head has tokens 100 above its reference.
+  const auto logit = [](int g, std::int32_t token) { return static_cast<float>(token % 11) - 4 + (g == 2 ? 117.0f : 0.0f); };
+  for (int g = 0; g < kGroup; ++g) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      logits[static_cast<std::size_t>(g * stride + i)] = logit(g, ids[static_cast<std::size_t>(i)]);
+    }
+  }
+  auto exact = matrix(table, kGroup);
+  sum_exact_masses(table, kGroup, logits.data(), stride, reference, clusters, exact.data());
+  for (const std::int32_t c : clusters) {
+    for (int g = 0; g < kGroup; ++g) {
+      double expected = 0;
+      for (const std::int32_t token : table.tokens[static_cast<std::size_t>(c)]) {
+        expected += std::exp(std::min(static_cast<double>(logit(g, token)) - static_cast<double>(reference[g]), 80.0));
+      }
+      const float sum = exact[static_cast<std::size_t>(g * table.stride + c)];
+      EXPECT_NEAR(sum / expected, 1, 1e-5);  // exponents up to 80 in f32: 80 * 2^-24 relative
+    }
+  }
+}
+
+TEST(Tokens, AreListedClusterByCluster) {
+  ClusterSpec spec;
+  spec.first = 61;
+  const HeadTable table = random_table(spec);
+  std::vector<std::int32_t> clusters{50, 3};
+  for (int c = 10; c < 40; ++c) clusters.push_back(c);  // more than are asked for ahead
+  std::vector<std::int32_t> expected;
+  for (const std::int32_t c : clusters) {
+    const auto& tokens = table.tokens[static_cast<std::size_t>(c)];
+    expected.insert(expected.end(), tokens.begin(), tokens.end());
+  }
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(table.token_count));
+  ids.resize(static_cast<std::size_t>(list_tokens(table, clusters, ids.data())));
+  EXPECT_EQ(ids, expected);
+}
+
 TEST_P(Stage, WarmStepAllocatesNothing) {
   ClusterSpec spec;
   spec.clusters = {300, 100};
