@@ -175,6 +175,10 @@ double stream_bandwidth(Team& team, std::size_t bytes, bool huge, int rounds) {
   return stream_bandwidth(team, {pages.data(), pages.size()}, rounds);
 }
 
+double gather_seconds(Team& team, std::span<const Gather> gathers, const GatherWay& way) {
+  return way.into_l1 ? gather_once<3>(team, gathers, way.ahead) : gather_once<2>(team, gathers, way.ahead);
+}
+
 double bare_gather_seconds(Team& team, std::span<const Gather> gathers, int rounds) {
   double best = gather_once<2>(team, gathers, 32);
   for (int round = 0; round < rounds; ++round) {

@@ -70,8 +70,18 @@ double stream_bandwidth(Team& team, std::size_t bytes, bool huge = false, int ro
 // The same over bytes that exist.
 double stream_bandwidth(Team& team, std::span<const std::byte> bytes, int rounds);
 
+// How rows are asked for: so many ahead, into the L1 or the L2.
+struct GatherWay {
+  int ahead;
+  bool into_l1;
+};
+// Seconds a gather, of one pass over the gathers: the team reads the K and V rows and adds their words up, each worker an equal
+// share of every list.
+double gather_seconds(Team& team, std::span<const Gather> gathers, const GatherWay& way);
+
 // Seconds in which the team reads the K and V rows of a gather and adds their words up, with the best of a few prefetch
-// distances into L1 or L2: mean over the gathers, which follow each other. Each worker takes an equal share of every list.
+// distances into L1 or L2: mean over the gathers, which follow each other. What fits the caches is found there after the first
+// pass: give it more.
 double bare_gather_seconds(Team& team, std::span<const Gather> gathers, int rounds = 3);
 
 }  // namespace tactic::bench

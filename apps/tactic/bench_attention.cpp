@@ -2,7 +2,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "bench/limits.h"
@@ -19,16 +22,27 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr std::size_t kStreamBytes = std::size_t{1} << 30;  // far beyond any cache
+constexpr std::size_t kStreamBytes = std::size_t{1} << 29;  // far beyond any cache
+// Tried in turn, the best counts: which one that is depends on the processor and on what its neighbours do.
+constexpr std::array<bench::GatherWay, 4> kGatherWays{{{16, false}, {32, false}, {64, false}, {16, true}}};
 constexpr std::int64_t kLongSegment = 16384;  // longer contexts cluster in such pieces: k-means costs n^2 / cluster size
 
-// What one decode step of a layer did, for the limits.
+// What one decode step of a layer read, for the limits.
 struct Chosen {
   std::vector<std::vector<std::int32_t>> ids;  // [kv_heads]
   double metadata_bytes = 0;
 };
 
+// The bare gathers of the timed queries.
+struct Gathers {
+  std::vector<Chosen> chosen;                       // [queries * layers]
+  std::vector<std::vector<bench::Gather>> queries;  // [queries][layers], into chosen
+  double metadata_bytes = 0;                        // of a layer, mean
+};
+
 struct Figures {
+  double stream_gb_per_second = 0;
+  double gather_us = 0;
   double dense_us = 0;
   double tactic_us = 0, rank_us = 0, estimate_us = 0, union_us = 0, attend_us = 0;
   double attended_share = 0;
@@ -36,10 +50,12 @@ struct Figures {
   double bytes_share = 0;
 };
 
-double middle(const std::vector<Figures>& rounds, double Figures::*member) {
+// Median over every `step`-th round from `first` on; infinite where there is none.
+double middle(const std::vector<Figures>& rounds, double Figures::*member, std::size_t first = 0, std::size_t step = 1) {
   std::vector<double> values;
   values.reserve(rounds.size());
-  for (const Figures& round : rounds) values.push_back(round.*member);
+  for (std::size_t i = first; i < rounds.size(); i += step) values.push_back(rounds[i].*member);
+  if (values.empty()) return std::numeric_limits<double>::infinity();
   const auto half = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
   std::nth_element(values.begin(), half, values.end());
   return *half;
@@ -48,9 +64,13 @@ double middle(const std::vector<Figures>& rounds, double Figures::*member) {
 // Each time's median: a neighbour that takes the memory for a moment does not count. Shares are means.
 Figures middle_of(const std::vector<Figures>& rounds) {
   Figures figures;
-  for (const auto member : {&Figures::dense_us, &Figures::tactic_us, &Figures::rank_us, &Figures::estimate_us, &Figures::union_us,
-                            &Figures::attend_us}) {
+  for (const auto member : {&Figures::stream_gb_per_second, &Figures::dense_us, &Figures::tactic_us, &Figures::rank_us,
+                            &Figures::estimate_us, &Figures::union_us, &Figures::attend_us}) {
     figures.*member = middle(rounds, member);
+  }
+  figures.gather_us = std::numeric_limits<double>::infinity();
+  for (std::size_t way = 0; way < kGatherWays.size(); ++way) {
+    figures.gather_us = std::min(figures.gather_us, middle(rounds, &Figures::gather_us, way, kGatherWays.size()));
   }
   for (const Figures& round : rounds) {
     const double weight = 1.0 / static_cast<double>(rounds.size());
@@ -67,8 +87,9 @@ class AttentionBench {
 
   double cluster();
   double steer(double share);  // scales the queries until that share is attended; returns the scale
-  Figures measure();           // dense and Tactic in turns, so that both meet the same state of the machine
-  double limit_us(double stream_gb_per_second);
+  Gathers gathers();
+  // Streaming, the bare gather, dense and Tactic in turns, so that all meet the same state of the machine, and cold caches.
+  Figures measure(const Gathers& gathers);
   const Workload& work() const { return work_; }
   double layer_bytes() const;  // K and V of all tokens
   double index_share() const;  // index bytes / K and V bytes
@@ -76,7 +97,7 @@ class AttentionBench {
  private:
   StepReport step(Sequence& sequence, int layer, int round, bool bits);
   void add_round(int round, Figures& figures);
-  Chosen choose(int layer);
+  Chosen choose(int layer, int query);
 
   const BenchOptions& options_;
   Team& team_;
@@ -143,7 +164,9 @@ StepReport AttentionBench::step(Sequence& sequence, int layer, int round, bool b
   return report;
 }
 
-Figures AttentionBench::measure() {
+Figures AttentionBench::measure(const Gathers& gathers) {
+  const bench::Pages stream(kStreamBytes, options_.workload.huge_pages);
+  std::memset(stream.data(), 1, stream.size());  // or all of it would be the one zero page
   const int layers = static_cast<int>(work_.kv.size());
   Options full = method_;
   full.method = Method::full;
@@ -155,10 +178,20 @@ Figures AttentionBench::measure() {
   std::vector<Figures> rounds;
   for (int round = 0; round < options_.rounds; ++round) {
     Figures& figures = rounds.emplace_back();
-    const auto start = Clock::now();
-    for (int layer = 0; layer < layers; ++layer) step(dense, layer, round, false);
-    figures.dense_us = 1e6 * seconds_since(start) / layers;
-    add_round(round, figures);
+    const auto number = static_cast<std::size_t>(round);
+    figures.stream_gb_per_second = bench::stream_bandwidth(team_, {stream.data(), stream.size()}, 1);
+    // Dense attention before either: Tactic and the bare gather find the same lines and address translations in the caches.
+    for (const bool gather : {number / kGatherWays.size() % 2 == 0, number / kGatherWays.size() % 2 != 0}) {
+      const auto start = Clock::now();
+      for (int layer = 0; layer < layers; ++layer) step(dense, layer, round, false);
+      figures.dense_us += 1e6 * seconds_since(start) / layers / 2;
+      if (gather) {
+        figures.gather_us = 1e6 * bench::gather_seconds(team_, gathers.queries[number % gathers.queries.size()],
+                                                        kGatherWays[number % kGatherWays.size()]);
+      } else {
+        add_round(round, figures);
+      }
+    }
     if (interrupted()) throw Interrupted{};
   }
   return middle_of(rounds);
@@ -206,8 +239,8 @@ double AttentionBench::steer(double share) {
   return query_scale_;
 }
 
-Chosen AttentionBench::choose(int layer) {
-  const StepReport report = step(sequences_[static_cast<std::size_t>(layer)], layer, 0, true);
+Chosen AttentionBench::choose(int layer, int query) {
+  const StepReport report = step(sequences_[static_cast<std::size_t>(layer)], layer, query, true);
   Chosen chosen;
   const auto words = static_cast<std::size_t>((work_.tokens + 63) / 64);
   std::size_t rows = 0;
@@ -224,22 +257,24 @@ Chosen AttentionBench::choose(int layer) {
   return chosen;
 }
 
-// Time of a bare gather of the same rows and of streaming the metadata: what a layer cannot beat.
-double AttentionBench::limit_us(double stream_gb_per_second) {
-  std::vector<Chosen> chosen;
-  std::vector<bench::Gather> gathers;
-  double metadata = 0;
-  for (int layer = 0; layer < static_cast<int>(work_.kv.size()); ++layer) {
-    chosen.push_back(choose(layer));
-    metadata += std::max(chosen.back().metadata_bytes, 0.0) / static_cast<double>(work_.kv.size());
+Gathers AttentionBench::gathers() {
+  Gathers all;
+  const int layers = static_cast<int>(work_.kv.size());
+  const int timed = work_.queries - work_.prompt_queries;
+  for (int i = 0; i < timed * layers; ++i) {
+    all.chosen.push_back(choose(i % layers, i / layers));
+    all.metadata_bytes += std::max(all.chosen.back().metadata_bytes, 0.0) / (timed * layers);
+    if (interrupted()) throw Interrupted{};
   }
-  for (std::size_t layer = 0; layer < chosen.size(); ++layer) {
-    bench::Gather& gather = gathers.emplace_back(bench::Gather{.kv = work_.kv[layer], .lists = {}});
-    for (const auto& ids : chosen[layer].ids) {
+  for (int i = 0; i < timed * layers; ++i) {
+    if (i % layers == 0) all.queries.emplace_back();
+    bench::Gather& gather =
+        all.queries.back().emplace_back(bench::Gather{.kv = work_.kv[static_cast<std::size_t>(i % layers)], .lists = {}});
+    for (const auto& ids : all.chosen[static_cast<std::size_t>(i)].ids) {
       gather.lists.push_back({.ids = ids.data(), .first = 0, .count = static_cast<std::int64_t>(ids.size())});
     }
   }
-  return 1e6 * bench::bare_gather_seconds(team_, gathers) + metadata / stream_gb_per_second / 1e3;
+  return all;
 }
 
 void print_figures(const ordered_json& json) {
@@ -287,10 +322,11 @@ int bench_attention(const BenchOptions& options) {
   json["cluster_seconds"] = bench.cluster();
   json["index_share_of_kv_bytes"] = bench.index_share();
   if (options.share > 0) json["query_scale"] = bench.steer(options.share);
-  const double stream = bench::stream_bandwidth(*team, kStreamBytes, huge);
-  const Figures figures = bench.measure();
-  const double limit = bench.limit_us(stream);
-  json["stream_gb_per_second"] = stream;
+  const Gathers gathers = bench.gathers();
+  const Figures figures = bench.measure(gathers);
+  // What a layer cannot beat: a bare gather of the same rows, and the metadata streamed.
+  const double limit = figures.gather_us + gathers.metadata_bytes / figures.stream_gb_per_second / 1e3;
+  json["stream_gb_per_second"] = figures.stream_gb_per_second;
   json["dense_microseconds"] = figures.dense_us;
   json["dense_gb_per_second"] = bench.layer_bytes() / figures.dense_us / 1e3;
   json["tactic_microseconds"] = figures.tactic_us;
