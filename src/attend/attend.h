@@ -33,13 +33,10 @@ struct Partial {
 
 // What surrounds a list in the work of a thread, so that its first rows are on their way before its turn comes.
 struct Neighbours {
-  bool asked = false;               // ask_for() was called for this list, or it was `next` of the call before
+  bool asked = false;               // the list was `next` of this thread's call before
   const TokenList* next = nullptr;  // the list that this thread attends to afterwards, or null
   int next_kv_head = 0;
 };
-
-// Prefetches the list's first rows, as many as a tile of attend_list() holds.
-void ask_for(const KvView& kv, int kv_head, const TokenList& list);
 
 // The `group` query heads of one KV head over a list. out: heads = group. Overwrites out.
 // logits: null, or [group, logit_stride]: s_i of token i of the list goes to logits[g * logit_stride + i].

@@ -55,13 +55,6 @@ const attend::Kernels& kernels() {
 
 }  // namespace
 
-void ask_for(const KvView& kv, int kv_head, const TokenList& list) {
-  attend::RowTile tile;
-  attend::locate(kv, kv_head, list, 0, tile);
-  attend::HWY_NAMESPACE::prefetch_rows(tile.k, tile.count, static_cast<std::size_t>(kv.k.dim) * size_of(kv.k.type));
-  attend::HWY_NAMESPACE::prefetch_rows(tile.v, tile.count, static_cast<std::size_t>(kv.v.dim) * size_of(kv.v.type));
-}
-
 void attend_list(const Query& query, const KvView& kv, int kv_head, const TokenList& list, const Partial& out, float* logits,
                  std::int64_t logit_stride, const Neighbours& around) {
   kernels().attend_list(query, kv, kv_head, list, out, logits, logit_stride, around);

@@ -24,11 +24,23 @@ struct WeighTask {
   int count = 0;
   float* out = nullptr;  // [heads, dim]
   std::size_t dim = 0;
+  // Rows [count] to prefetch whole in the first and the second pass over the tokens (a pass takes some dims of some heads), or
+  // null, and their bytes.
+  const std::byte* const* whole[2] = {};
+  std::size_t whole_bytes[2] = {};
 };
+
+// Passes over the tokens that weigh_tokens() makes.
+inline int weigh_passes(int heads, std::size_t dim) {
+  const std::size_t columns = static_cast<std::size_t>(kWeighVectors) * hn::Lanes(Floats());
+  return (heads + kWeighHeads - 1) / kWeighHeads * static_cast<int>((dim + columns - 1) / columns);
+}
 
 // Dims [column, column + kVectors * lanes) of kHeads heads from `head` on.
 template <DType kType, int kHeads, int kVectors>
-HWY_INLINE void weigh_block(const WeighTask& task, std::size_t head, std::size_t column) {
+HWY_INLINE void weigh_block(const WeighTask& task, std::size_t head, std::size_t column, int pass) {
+  const std::byte* const* const whole = pass < 2 ? task.whole[pass] : nullptr;
+  const std::size_t whole_bytes = pass < 2 ? task.whole_bytes[pass] : 0;
   const Floats d;
   const std::size_t lanes = hn::Lanes(d);
   float* const out = task.out + head * task.dim + column;
@@ -44,6 +56,9 @@ HWY_INLINE void weigh_block(const WeighTask& task, std::size_t head, std::size_t
   for (int t = 0; t < task.count; ++t) {
     if (task.ahead != nullptr) {
       for (std::size_t byte = first_byte; byte < last_byte; byte += 64) prefetch(task.ahead[t] + byte);
+    }
+    if (whole != nullptr) {
+      for (std::size_t byte = 0; byte < whole_bytes; byte += 64) prefetch(whole[t] + byte);
     }
     Vector v[kVectors];
     for (int j = 0; j < kVectors; ++j) v[j] = load<kType>(task.rows[t], column + static_cast<std::size_t>(j) * lanes);
@@ -61,34 +76,35 @@ HWY_INLINE void weigh_block(const WeighTask& task, std::size_t head, std::size_t
 
 // All dims of kHeads heads.
 template <DType kType, int kHeads>
-HWY_INLINE void weigh_heads(const WeighTask& task, std::size_t head) {
+HWY_INLINE void weigh_heads(const WeighTask& task, std::size_t head, int& pass) {
   const std::size_t lanes = hn::Lanes(Floats());
   std::size_t column = 0;
   for (; column + kWeighVectors * lanes <= task.dim; column += kWeighVectors * lanes) {
-    weigh_block<kType, kHeads, kWeighVectors>(task, head, column);
+    weigh_block<kType, kHeads, kWeighVectors>(task, head, column, pass++);
   }
   if (column + 2 * lanes <= task.dim) {
-    weigh_block<kType, kHeads, 2>(task, head, column);
+    weigh_block<kType, kHeads, 2>(task, head, column, pass++);
     column += 2 * lanes;
   }
-  if (column < task.dim) weigh_block<kType, kHeads, 1>(task, head, column);
+  if (column < task.dim) weigh_block<kType, kHeads, 1>(task, head, column, pass++);
 }
 
 template <DType kType>
 HWY_INLINE void weigh_tokens(WeighTask task, int heads) {
   int h = 0;
+  int pass = 0;
   for (; h + kWeighHeads <= heads; h += kWeighHeads) {
-    weigh_heads<kType, kWeighHeads>(task, static_cast<std::size_t>(h));
+    weigh_heads<kType, kWeighHeads>(task, static_cast<std::size_t>(h), pass);
     task.ahead = nullptr;  // the first block has asked for them
   }
   const auto rest = static_cast<std::size_t>(h);
   switch (heads - h) {
     case 3:
-      return weigh_heads<kType, 3>(task, rest);
+      return weigh_heads<kType, 3>(task, rest, pass);
     case 2:
-      return weigh_heads<kType, 2>(task, rest);
+      return weigh_heads<kType, 2>(task, rest, pass);
     case 1:
-      return weigh_heads<kType, 1>(task, rest);
+      return weigh_heads<kType, 1>(task, rest, pass);
     default:
       return;
   }
