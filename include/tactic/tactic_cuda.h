@@ -63,7 +63,7 @@ typedef struct tactic_cuda_kv {
   int32_t block_size;         /* tokens a block holds; not read without a block table */
   const int32_t* block_table; /* device [S, max_blocks] block ids, or null */
   int32_t max_blocks;
-  int32_t block_count;    /* > 0: blocks of the cache; tokens of other block ids are left out and reported. 0: not checked */
+  int32_t block_count;    /* of the cache: tokens of other block ids are left out and reported. 0: 64 GiB of blocks */
   const int32_t* lengths; /* device [S] tokens of each sequence; null: the batch's own (tactic_cuda_lengths()) */
 } tactic_cuda_kv;
 

@@ -1,6 +1,7 @@
 // The door of attention on the device: checks shapes, chooses the kernel, lays out scratch, launches.
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <string>
 
 #include "attend/cuda.h"
@@ -54,12 +55,26 @@ void check_shape(const DeviceQuery& query, const DeviceKv& kv) {
   }
 }
 
+constexpr std::int64_t kReach = std::int64_t{1} << 36;  // bytes: 32 bits of 16
+
 std::uint32_t steps16(std::int64_t bytes, std::int64_t count, const char* what) {
   if (bytes % 16 != 0) refuse(std::string(what) + " of " + std::to_string(bytes) + " bytes is no multiple of 16");
-  if (bytes < 0 || bytes * std::max<std::int64_t>(count, 1) > std::int64_t{1} << 36) {
+  if (bytes < 0 || bytes * std::max<std::int64_t>(count, 1) > kReach) {
     refuse(std::string(what) + " of " + std::to_string(bytes) + " bytes reaches beyond 64 GiB");
   }
   return static_cast<std::uint32_t>(bytes / 16);
+}
+
+// Blocks whose numbers are let through: `block_count`, or where the caller did not say, those whose rows 32 bits of 16 bytes
+// reach, so that an address never wraps.
+std::int32_t most_blocks(const DeviceKv& kv) {
+  if (kv.block_count > 0) return kv.block_count;
+  std::int64_t most = std::numeric_limits<std::int32_t>::max();
+  for (const DeviceRows* rows : {&kv.k, &kv.v}) {
+    const std::int64_t inside = rows->head_stride * kv.kv_heads + rows->token_stride * kv.block_size;
+    if (rows->block_stride > 0) most = std::min(most, (kReach - inside) / rows->block_stride);
+  }
+  return static_cast<std::int32_t>(std::max<std::int64_t>(most, 1));
 }
 
 RowSteps row_steps(const DeviceRows& rows, const DeviceKv& kv) {
@@ -88,7 +103,7 @@ AttendArgs make_args(const DeviceQuery& query, const DeviceKv& kv, const DeviceO
   a.max_length = kv.max_length;
   a.max_blocks = kv.max_blocks;
   a.block_size = kv.block_size;
-  a.block_count = kv.block_count;
+  a.block_count = most_blocks(kv);
   a.block_shift =
       std::has_single_bit(static_cast<unsigned>(kv.block_size)) ? std::countr_zero(static_cast<unsigned>(kv.block_size)) : -1;
   a.problems = kv.sequences * kv.kv_heads;

@@ -118,7 +118,7 @@ class Ring {
     unsigned row = tile.base;
     int token = entry_;
     if (a_.block_table != nullptr) {
-      if (a_.block_count > 0 && valid && static_cast<unsigned>(block_) >= static_cast<unsigned>(a_.block_count)) {
+      if (valid && static_cast<unsigned>(block_) >= static_cast<unsigned>(a_.block_count)) {
         report(a_.status + tile.sequence, device_status::bad_block);
         valid = false;
       }

@@ -47,7 +47,7 @@ struct DeviceKv {
   const std::int32_t* block_table = nullptr;  // [S, max_blocks] block ids, or null
   std::int32_t max_blocks = 0;                // row length of block_table
   std::int32_t block_size = 1;                // tokens a block holds
-  std::int32_t block_count = 0;               // > 0: blocks of the cache; ids outside are reported and their tokens left out
+  std::int32_t block_count = 0;               // of the cache: tokens of other ids are left out and reported. 0: 64 GiB of them
 };
 
 // One query row per sequence: [S, q_heads, head_dim] post-RoPE, unscaled, heads contiguous.

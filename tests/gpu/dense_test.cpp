@@ -122,5 +122,35 @@ TEST_F(GpuDense, QueriesAndOutputsOf16Bits) {
   }
 }
 
+// Without a block count attention knows only how far its 32-bit addresses, of 16 bytes each, reach.
+TEST_F(GpuDense, BlocksBeyondTheReachOfAddressesAreReportedWithoutABlockCount) {
+  KvSpec spec{.shape = {8, 2, 128, 128}, .k_type = DType::f32, .v_type = DType::f32};
+  spec.tokens = 100;
+  KvCase first(spec);
+  spec.seed += 1;
+  KvCase second(spec);
+  DeviceBatch batch({&first, &second}, {.layout = Layout::blocks});
+  batch.kv().block_count = 0;
+  const DeviceArray<std::byte> scratch(cuda::attend_dense_scratch_bytes(batch.query(), batch.kv()), 0);
+  const auto attend = [&] {
+    cuda::attend_dense(batch.query(), batch.kv(), batch.output(), batch.status(), scratch.get(), nullptr);
+    cuda_ok(cudaDeviceSynchronize());
+    return batch.out();
+  };
+  const std::vector<float> sound = attend();
+  ASSERT_EQ(batch.statuses(), (std::vector<std::uint32_t>{0, 0}));
+  const std::int64_t blocks = (std::int64_t{1} << 36) / batch.kv().k.block_stride + 1;  // an address that wrapped is valid
+  auto* entry = const_cast<std::int32_t*>(batch.kv().block_table) + batch.kv().max_blocks;
+  std::int32_t id = 0;
+  cuda_ok(cudaMemcpy(&id, entry, sizeof id, cudaMemcpyDeviceToHost));
+  id += static_cast<std::int32_t>(blocks);
+  cuda_ok(cudaMemcpy(entry, &id, sizeof id, cudaMemcpyHostToDevice));
+  const std::vector<float> out = attend();
+  EXPECT_EQ(batch.statuses(), (std::vector<std::uint32_t>{0, device_status::bad_block}));
+  const std::size_t half = out.size() / 2;
+  EXPECT_TRUE(std::equal(out.begin(), out.begin() + half, sound.begin()));
+  EXPECT_FALSE(std::equal(out.begin() + half, out.end(), sound.begin() + half));  // without the block's tokens
+}
+
 }  // namespace
 }  // namespace tactic::test
