@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "select/cuda.h"
+#include "select/cuda_device.h"
 #include "select/cuda_exported.h"
 #include "select/cuda_fixed.h"
 #include "select/cuda_stages.h"
@@ -140,11 +141,8 @@ void launch_select(SelectTask task, const Plan& plan, cudaStream_t stream) {
   const int rows = task.spread ? task.index.part_capacity * task.query.shape.head_dim : 0;
   task.shape_rows = measure(rows) <= static_cast<std::size_t>(facts.shared_bytes) / (plan.threads == 512 ? 1 : 2) ? rows : 0;
   const std::size_t bytes = measure(task.shape_rows);
-  if (bytes > static_cast<std::size_t>(facts.shared_bytes)) {
-    throw Error(Status::unsupported, "capacity: " + std::to_string(task.index.capacity) + " clusters a KV head need " +
-                                         std::to_string(bytes) + " bytes of shared memory a block, the device has " +
-                                         std::to_string(facts.shared_bytes) + "; use a larger cluster_size");
-  }
+  check_shared_bytes("capacity", task.index.capacity, bytes, static_cast<std::size_t>(facts.shared_bytes),
+                     "a larger cluster_size");
   check(cudaFuncSetAttribute(select_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "shared memory of select");
   Launch shape;

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "select/cuda_device.h"
 #include "select/cuda_exported.h"
 #include "select/cuda_lists.h"
 #include "select/cuda_mass.h"
@@ -345,11 +346,7 @@ void choose_by_mass(const SelectTask& task, const Options& options, DeviceStream
   const auto measure = [&](bool shares) { return MassShared().place(nullptr, task.group, task.index.capacity, shares); };
   const bool shares = measure(true) <= most;
   const std::size_t bytes = measure(shares);
-  if (bytes > most) {
-    throw Error(Status::unsupported, "goal mass: " + std::to_string(task.index.capacity) + " clusters a KV head need " +
-                                         std::to_string(bytes) + " bytes of shared memory a block, the device has " +
-                                         std::to_string(most) + "; use goal error or a larger cluster_size");
-  }
+  check_shared_bytes("goal mass", task.index.capacity, bytes, most, "goal error or a larger cluster_size");
   check(cudaFuncSetAttribute(mass_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "shared memory of the choice by mass");
   Launch shape;

@@ -5,6 +5,7 @@
 #include <cub/block/block_scan.cuh>
 
 #include "core/error.h"
+#include "select/cuda_device.h"
 #include "select/cuda_exported.h"
 #include "select/cuda_fixed.h"
 #include "select/cuda_lists.h"
@@ -313,11 +314,8 @@ void choose_by_paper(const SelectTask& select, const Options& options, void* scr
   cudaFuncAttributes attributes{};
   check(cudaFuncGetAttributes(&attributes, order_kernel), "shared memory of the sort");
   const std::size_t most = static_cast<std::size_t>(device_facts().shared_bytes) - attributes.sharedSizeBytes;
-  if (bytes > most || select.index.capacity > 1 << 16) {
-    throw Error(Status::unsupported, "paper: " + std::to_string(select.index.capacity) + " clusters a KV head need " +
-                                         std::to_string(bytes) + " bytes of shared memory a block, the device has " +
-                                         std::to_string(most) + "; use a larger cluster_size");
-  }
+  check_shared_bytes("paper", select.index.capacity, bytes, std::min(most, order_bytes(1 << 16)),  // columns in 16 bits
+                     "a larger cluster_size");
   check(cudaFuncSetAttribute(order_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "shared memory of the sort");
   Launch shape;
