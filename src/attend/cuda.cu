@@ -121,6 +121,14 @@ AttendArgs make_args(const DeviceQuery& query, const DeviceKv& kv, const DeviceO
   return a;
 }
 
+void take_index(AttendArgs& a, const DeviceIndex& index) {
+  a.range = index.range;
+  a.clusters = index.clusters;
+  a.mean_v = reinterpret_cast<const std::byte*>(index.mean_v);
+  a.mean_v_scale = index.mean_v_scale;
+  a.capacity = index.capacity;
+}
+
 AttendKernel choose_kernel(const AttendArgs& a) {
   const int tiles = a.group > 8 ? 2 : 1;
   AttendKernel kernel;
@@ -182,12 +190,16 @@ void attend_lists(const DeviceQuery& query, const DeviceKv& kv, const DeviceInde
   AttendArgs a = make_args(query, kv, output, status, scratch);
   a.lists = lists;
   a.by_pieces = divisor(static_cast<std::uint32_t>(std::max(lists.pieces, 1)));
-  a.range = index.range;
-  a.clusters = index.clusters;
-  a.mean_v = reinterpret_cast<const std::byte*>(index.mean_v);
-  a.mean_v_scale = index.mean_v_scale;
-  a.capacity = index.capacity;
+  take_index(a, index);
   run(a, stream);
+}
+
+AttendArgs attend_args(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const DeviceOutput& output,
+                       std::uint32_t* status) {
+  check_shape(query, kv);
+  AttendArgs a = make_args(query, kv, output, status, nullptr);
+  take_index(a, index);
+  return a;
 }
 
 std::size_t attend_dense_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv) {

@@ -21,10 +21,10 @@ struct RowSteps {
 };
 
 // Quotients of numbers below 2^18 by a number below 2^13 with one multiplication.
-struct Divisor {
+struct SmallDivisor {
   std::uint32_t inverse = 0;  // ceil(2^32 / d); 0 for d = 1
 };
-constexpr Divisor divisor(std::uint32_t d) { return {d == 1 ? 0 : static_cast<std::uint32_t>(((1ull << 32) + d - 1) / d)}; }
+constexpr SmallDivisor divisor(std::uint32_t d) { return {d == 1 ? 0 : static_cast<std::uint32_t>(((1ull << 32) + d - 1) / d)}; }
 
 struct AttendArgs {
   DeviceQuery query;
@@ -43,7 +43,7 @@ struct AttendArgs {
   const float* mean_v_scale;
   std::int32_t capacity;
   std::int32_t problems, kv_heads, group, dim, v_dim;
-  Divisor by_heads, by_pieces;
+  SmallDivisor by_heads, by_pieces;
   std::uint32_t* status;
   // scratch, zero between calls
   float* partial;           // [thread blocks + problems, G, v_dim] unnormalised outputs

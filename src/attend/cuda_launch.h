@@ -20,4 +20,8 @@ AttendKernel fp8_kernel(int dim, int tiles);
 // For all else.
 AttendKernel any_kernel();
 
+// What a kernel of decode/ is given that attends as well: no lists, no scratch. Throws as attend_lists() does.
+AttendArgs attend_args(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const DeviceOutput& output,
+                       std::uint32_t* status);
+
 }  // namespace tactic::cuda

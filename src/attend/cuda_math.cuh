@@ -8,34 +8,14 @@
 // output, heads 2t, 2t+1 in two dims of each 16: g, g + 8, or 2g, 2g + 1 where values are bytes ("paired").
 #pragma once
 
+#include "attend/cuda_logit.cuh"
 #include "attend/cuda_ring.cuh"
 
 namespace tactic::cuda {
 
-constexpr float kLog2e = 1.4426950408889634f;
-
-// Elements i and i + 1 of a row.
-__device__ __forceinline__ float2 load_two(const void* row, DeviceType type, int i) {
-  const auto* bytes = static_cast<const unsigned char*>(row);
-  if (type == DeviceType::f32) return *reinterpret_cast<const float2*>(bytes + 4 * i);
-  if (type == DeviceType::fp8_e4m3) {
-    return unpack<__half>(e4m3_to_half(*reinterpret_cast<const unsigned short*>(bytes + i)));
-  }
-  const std::uint32_t bits = *reinterpret_cast<const std::uint32_t*>(bytes + 2 * i);
-  const float2 b = unpack<__nv_bfloat16>(bits), h = unpack<__half>(bits);
-  return type == DeviceType::bf16 ? b : h;
-}
-
-// An infinite logit is as broken as NaN.
-__device__ __forceinline__ float checked(float s) { return __fmaf_rn(s, 0.0f, s); }
-
-// log2e softcap tanh(s), s = logit / softcap. Not inlined: few models cap.
-[[maybe_unused]] static __device__ __noinline__ float capped(float s, float cap) {
-  return cap * (1.0f - 2.0f / (exp2_fast(2 * kLog2e * s) + 1.0f));
-}
-
-// Half: the type of the arithmetic (and of K and V in memory, unless kBytes: these are e4m3). kTiles: of 8 heads.
-template <typename HalfType, bool kBytesType, int kDimValue, int kTilesValue>
+// Half: the type of the arithmetic (and of K and V in memory, unless kBytes: these are e4m3). kTiles: of 8 heads. kExact: q has
+// that type, so that rounding leaves nothing.
+template <typename HalfType, bool kBytesType, int kDimValue, int kTilesValue, bool kExact = false>
 class MatrixMath {
  public:
   using Half = HalfType;
@@ -65,7 +45,7 @@ class MatrixMath {
     for (int h = 0; h < kTiles; ++h) {
       const int head = g_ + 8 * h;
       const auto* row = rows + static_cast<std::size_t>(head) * kDim * size_of(a.query.type);
-      if (a.query.type == (std::is_same_v<Half, __half> ? DeviceType::f16 : DeviceType::bf16)) {
+      if (kExact || a.query.type == (std::is_same_v<Half, __half> ? DeviceType::f16 : DeviceType::bf16)) {
         factor_[h] = scale;
 #pragma unroll
         for (int j = 0; j < 2 * kSteps; ++j) {
@@ -82,21 +62,30 @@ class MatrixMath {
         take_query(x, h, scale);
       }
     }
-    paired_ = kBytes;
+    clear();
+  }
+
+  // The same from q in shared memory, `pitch` bytes a row. Exact q only.
+  __device__ __forceinline__ void begin(const AttendArgs& a, const std::byte* rows, int pitch) {
+    static_assert(kExact && kTiles == 1);
+    factor_[0] = a.query.scale * a.k_scale * (cap_ > 0 ? __fdividef(1.0f, a.query.softcap) : kLog2e);
 #pragma unroll
-    for (int h = 0; h < kTiles; ++h) {
-      max_[h] = -INFINITY;
-      sum_[h] = 0;
-#pragma unroll
-      for (int j = 0; j < kSteps; ++j) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) out_[h][j][c] = 0;
-      }
+    for (int j = 0; j < 2 * kSteps; ++j) {
+      q_[j / 2][j % 2 * 2] = g_ < a.group ? *reinterpret_cast<const std::uint32_t*>(rows + g_ * pitch + 2 * query_dim(j)) : 0;
+      q_[j / 2][j % 2 * 2 + 1] = 0;
     }
+    clear();
   }
 
   // One tile of tokens.
   __device__ __forceinline__ void weigh_tokens(std::uint32_t stage, unsigned valid) {
+    std::uint32_t p[kTiles][2];
+    weigh_keys(stage, valid, p);
+    add_values(stage, p);
+  }
+
+  // Its first half: weights of the tokens, from the stage's rows of K.
+  __device__ __forceinline__ void weigh_keys(std::uint32_t stage, unsigned valid, std::uint32_t (&p)[kTiles][2]) {
     float s[kTiles][4];
     scores(stage + matrix_row(row_stride(k_chunks())), s);
 #pragma unroll
@@ -122,12 +111,15 @@ class MatrixMath {
       }
     }
     weights(s);
-    std::uint32_t p[kTiles][2];
 #pragma unroll
     for (int h = 0; h < kTiles; ++h) {
       p[h][0] = pack<Half>(s[h][0], s[h][1]);
       p[h][1] = pack<Half>(s[h][2], s[h][3]);
     }
+  }
+
+  // Its second half: the stage's rows of V times these weights.
+  __device__ __forceinline__ void add_values(std::uint32_t stage, const std::uint32_t (&p)[kTiles][2]) {
     const std::uint32_t v = stage + kTile * row_stride(k_chunks()) + matrix_row(row_stride(v_chunks()));
     if constexpr (kBytes) {
 #pragma unroll
@@ -186,6 +178,14 @@ class MatrixMath {
     }
   }
 
+  // Maximum of head `head` (below 8) so far and sum of 2^(s - maximum + lift), in all lanes.
+  __device__ __forceinline__ float2 sum_of(int head) const {
+    float l = sum_[0];
+    l += __shfl_xor_sync(kWarp, l, 1);
+    l += __shfl_xor_sync(kWarp, l, 2);
+    return make_float2(__shfl_sync(kWarp, max_[0], 4 * head), __shfl_sync(kWarp, l, 4 * head));
+  }
+
   // Heads 8 tile .. 8 tile + 7 into out [8 or fewer heads, stride], maximum [8], sum [8].
   __device__ __forceinline__ void end(int tile, int heads, float* out, int stride, float* maximum, float* sum) {
 #pragma unroll
@@ -214,6 +214,19 @@ class MatrixMath {
   }
 
  private:
+  __device__ __forceinline__ void clear() {
+    paired_ = kBytes;
+#pragma unroll
+    for (int h = 0; h < kTiles; ++h) {
+      max_[h] = -INFINITY;
+      sum_[h] = 0;
+#pragma unroll
+      for (int j = 0; j < kSteps; ++j) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) out_[h][j][c] = 0;
+      }
+    }
+  }
   static __device__ __forceinline__ float load_shared(std::uint32_t address) {
     float x;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");

@@ -7,13 +7,11 @@
 
 #include <cstdint>
 
+#include "core/cuda_ptx.h"
+
 namespace tactic::cuda {
 
 constexpr unsigned kWarp = 0xffffffffu;
-
-__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
 
 // 16 bytes from global to shared memory, past L1; `bytes` of them are read, the rest is zero. Fetching 128 bytes from memory at a
 // time makes dense attention 3% faster on an H200 (8 x 128K: 1032 us to 1004; 256 bytes: 1017), lists 1%.
@@ -65,13 +63,6 @@ __device__ __forceinline__ void multiply_add<__half>(float (&c)[4], std::uint32_
 // Orders memory operations before it against those behind it for all threads of the device; lighter than __threadfence(), whose
 // fence is sequentially consistent.
 __device__ __forceinline__ void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
-
-// 2^x to 2 ulp, -inf -> 0.
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 template <typename Half>
 __device__ __forceinline__ std::uint32_t pack(float low, float high);

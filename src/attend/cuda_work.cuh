@@ -10,7 +10,7 @@
 
 namespace tactic::cuda {
 
-__device__ __forceinline__ int quotient(int n, Divisor d) {
+__device__ __forceinline__ int quotient(int n, SmallDivisor d) {
   return d.inverse == 0 ? n : static_cast<int>(__umulhi(static_cast<unsigned>(n), d.inverse));
 }
 

@@ -31,6 +31,7 @@ __device__ __forceinline__ uint4 load_once(const void* p) {
 
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
+// 2^x to 2 ulp, -inf -> 0.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -95,6 +96,17 @@ __device__ __forceinline__ void send_to_block(float* own, std::uint64_t* barrier
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counted) : "r"(shared_address(barrier)), "r"(rank));
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
                "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(counted)
+               : "memory");
+#endif
+}
+// The same with 8 bytes.
+__device__ __forceinline__ void send_to_block(float* own, std::uint64_t* barrier, int rank, float2 v) {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t to, counted;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(own)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counted) : "r"(shared_address(barrier)), "r"(rank));
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to), "f"(v.x),
+               "f"(v.y), "r"(counted)
                : "memory");
 #endif
 }

@@ -1,6 +1,8 @@
-// A step of one layer: select (K1), then attend with merge (K2), two launches on the caller's stream.
+// A step of one layer on the caller's stream: one kernel, or select (K1), then attend with merge (K2).
 #include "attend/cuda.h"
+#include "core/error.h"
 #include "decode/cuda.h"
+#include "decode/cuda_fused.h"
 #include "select/cuda.h"
 
 namespace tactic::cuda {
@@ -25,8 +27,13 @@ std::size_t decode_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, c
 }
 
 void decode_step(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex* index, const Options& options,
-                 const DeviceOutput& output, std::uint32_t* status, void* scratch, DeviceStream stream) {
+                 const DeviceOutput& output, std::uint32_t* status, void* scratch, DeviceStream stream, StepKernels kernels) {
   if (dense(index, options)) return attend_dense(query, kv, output, status, scratch, stream);
+  if (kernels != StepKernels::two) {
+    const int pieces = fused_pieces(query, kv, *index, options);
+    if (pieces > 0) return fused_step(query, kv, *index, options, pieces, output, status, stream);
+    if (kernels == StepKernels::one) throw Error(Status::unsupported, "a step as one kernel: not for this call");
+  }
   std::byte* rest = static_cast<std::byte*>(scratch) + padded(attend_dense_scratch_bytes(query, kv));
   const DeviceLists lists = select_lists(query, kv, *index, options, rest);
   select(query, kv, *index, options, lists, status, rest, stream);

@@ -6,7 +6,7 @@ namespace tactic::cuda {
 
 std::size_t decode_scratch_bytes(const DeviceQuery&, const DeviceKv&, const DeviceIndex*, const Options&) { throw_absent(); }
 void decode_step(const DeviceQuery&, const DeviceKv&, const DeviceIndex*, const Options&, const DeviceOutput&, std::uint32_t*,
-                 void*, DeviceStream) {
+                 void*, DeviceStream, StepKernels) {
   throw_absent();
 }
 

@@ -87,7 +87,9 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid
   const ChosenColumns chosen{shared.places(), shared.sources(task.columns)};
 #pragma unroll 1
   for (int pair = 0; pair < pairs; ++pair) {
-    list_pair(task, piece, shared, chosen, static_cast<std::int64_t>(stretch) * task.lists.represented_stride, pair, next);
+    list_pair(piece, shared, chosen, pair, next, [&](int place, int c) {
+      list_represented(task, piece, shared, static_cast<std::int64_t>(stretch) * task.lists.represented_stride + place, c);
+    });
   }
   __syncthreads();
   const int first = counts.columns + counts.represented > 0 ? shared.begin[0] : 0;
@@ -101,6 +103,10 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid
 }
 
 // ---- launch ----------------------------------------------------------------------------------------------------------
+
+int columns_of_piece(const DeviceIndex& index, int pieces) {
+  return ((index.capacity + pieces - 1) / pieces + kTileRows - 1) / kTileRows * kTileRows;
+}
 
 struct Plan {
   int pieces = 1;
@@ -123,7 +129,7 @@ Plan make_plan(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& 
     if (slots > facts.clusters_at_once[log_pieces] && index.capacity / plan.pieces <= most) break;
     plan.pieces = 1 << log_pieces;
   }
-  plan.columns = ((index.capacity + plan.pieces - 1) / plan.pieces + kTileRows - 1) / kTileRows * kTileRows;
+  plan.columns = columns_of_piece(index, plan.pieces);
   // One large block a processor, or two smaller ones when there are more blocks than processors; a small one where each of its
   // warps has a tile at most (8 x 32K: 14.0 us with 512 threads, 17.6 with 256; 1 x 32K: 8.9 and 7.9).
   plan.threads = slots * plan.pieces > facts.processors || plan.columns <= 8 * kTileRows ? 256 : 512;
@@ -196,10 +202,6 @@ int clusters_at_once(int blocks, int shared_bytes) {
   return count;
 }
 
-bool chooses_here(const Options& options) {
-  return options.method == Method::tactic && options.goal == Goal::error && !options.promise;
-}
-
 // The lists and what else a selection needs, as stretches of the scratch.
 struct Carved {
   DeviceLists lists;
@@ -259,6 +261,28 @@ const DeviceFacts& device_facts() {
   return own;
 }
 
+bool chooses_here(const Options& options) {
+  return options.method == Method::tactic && options.goal == Goal::error && !options.promise;
+}
+
+SelectTask select_task(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options, int pieces,
+                       std::uint32_t* status) {
+  SelectTask task{};
+  task.query = query;
+  task.group = query.shape.group();
+  task.kv = kv;
+  task.index = index;
+  task.status = status;
+  task.by_pieces = Divisor::of(pieces);
+  task.by_block = Divisor::of(kv.block_size);
+  task.columns = columns_of_piece(index, pieces);
+  task.loss_per_row = loss_per_row(options.mass);
+  task.represented_price = options.tail_clusters > 0 ? represented_price(task.loss_per_row) : INFINITY;
+  task.spread = options.spread && options.method != Method::paper;
+  task.represent = options.tail_clusters > 0;
+  return task;
+}
+
 std::size_t select_scratch_bytes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options) {
   return carve(query, kv, index, options, nullptr).bytes +
          (options.method == Method::paper ? paper_scratch_bytes(query, kv, index, options) : 0);
@@ -275,21 +299,9 @@ void select(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& ind
   const Plan plan = make_plan(query, kv, index);
   const bool paper = options.method == Method::paper;
   Carved carved = carve(query, kv, index, options, scratch);
-  SelectTask task{};
-  task.query = query;
-  task.group = query.shape.group();
-  task.kv = kv;
-  task.index = index;
+  SelectTask task = select_task(query, kv, index, options, plan.pieces, status);
   task.lists = lists;
   if (!chooses_here(options)) task.exported = carved.exported;
-  task.status = status;
-  while (1 << task.log_pieces < plan.pieces) ++task.log_pieces;
-  task.by_block = Divisor::of(kv.block_size);
-  task.columns = plan.columns;
-  task.loss_per_row = loss_per_row(options.mass);
-  task.represented_price = options.tail_clusters > 0 ? represented_price(task.loss_per_row) : INFINITY;
-  task.spread = options.spread && !paper;
-  task.represent = options.tail_clusters > 0;
   const int group = query.shape.group();
   if (group <= 4) {
     launch_dim<4>(task, plan, stream);

@@ -111,28 +111,31 @@ struct Places {
   int tokens, chosen, represented;
 };
 
-// A judged pair's represented columns to the lists, its attended ones to `chosen`. represented: where the piece's are in the
-// lists.
+// A represented column to place `at` of the lists.
 template <typename Shape>
-__device__ __forceinline__ void list_pair(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
-                                          const ChosenColumns& chosen, std::int64_t represented, int pair, Places& next) {
+__device__ __forceinline__ void list_represented(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
+                                                 std::int64_t at, int c) {
+  task.lists.represented[at] = piece.first + c;
+  float* to = task.lists.log_weight + at * task.group;
+  const float* weight = shared.mass + c * Shape::kGroup;
+  if (task.group % 4 == 0) {
+#pragma unroll
+    for (int g = 0; g < Shape::kGroup; g += 4)
+      if (g < task.group) *reinterpret_cast<float4*>(to + g) = *reinterpret_cast<const float4*>(weight + g);
+  } else {
+#pragma unroll 1
+    for (int g = 0; g < task.group; ++g) to[g] = weight[g];
+  }
+}
+
+// A judged pair's attended columns to `chosen`, its represented ones to represent(place among the piece's, column).
+template <typename Shape, typename Chosen, typename Represent>
+__device__ __forceinline__ void list_pair(const Piece& piece, const SelectShared<Shape>& shared, const Chosen& chosen, int pair,
+                                          Places& next, const Represent& represent) {
   const uint2 words = shared.words[pair * piece.warps + piece.warp];
   const int c = column_of_pair(piece, pair, piece.lane);
   const std::uint32_t earlier = (1u << piece.lane) - 1;
-  if ((words.y >> piece.lane & 1) != 0) {
-    const std::int64_t at = represented + next.represented + __popc(words.y & earlier);
-    task.lists.represented[at] = piece.first + c;
-    float* to = task.lists.log_weight + at * task.group;
-    const float* weight = shared.mass + c * Shape::kGroup;
-    if (task.group % 4 == 0) {
-#pragma unroll
-      for (int g = 0; g < Shape::kGroup; g += 4)
-        if (g < task.group) *reinterpret_cast<float4*>(to + g) = *reinterpret_cast<const float4*>(weight + g);
-    } else {
-#pragma unroll 1
-      for (int g = 0; g < task.group; ++g) to[g] = weight[g];
-    }
-  }
+  if ((words.y >> piece.lane & 1) != 0) represent(next.represented + __popc(words.y & earlier), c);
   next.represented += __popc(words.y);
   if (words.x == 0) return;
   const bool attended = (words.x >> piece.lane & 1) != 0;

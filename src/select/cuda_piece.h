@@ -40,7 +40,7 @@ struct SelectTask {
   SelectExport exported;  // not null: no choice is made here
   std::uint32_t* status;
   int group;                // of the query: a division that the kernels should not make
-  int log_pieces;           // thread blocks of a (sequence, head)
+  Divisor by_pieces;        // by the thread blocks of a (sequence, head)
   int columns;              // most columns of a piece, a multiple of 16
   float represented_price;  // of a mean V (select/loss.h)
   float loss_per_row;       // the price
@@ -151,7 +151,7 @@ struct Piece {
   int warp, warps, lane;
 
   __device__ explicit Piece(const SelectTask& task) {
-    pieces = 1 << task.log_pieces;
+    pieces = static_cast<int>(gridDim.x);
     rank = static_cast<int>(blockIdx.x);
     head = static_cast<int>(blockIdx.y);
     sequence = static_cast<int>(blockIdx.z);
@@ -162,7 +162,7 @@ struct Piece {
     int all = task.index.clusters[slot];
     if (all < 0 || all > task.index.capacity) all = 0;  // reported by fixed_tokens()
     parts = min(task.index.parts[sequence], task.index.part_capacity);
-    const int share = (((all + pieces - 1) >> task.log_pieces) + kTileRows - 1) / kTileRows * kTileRows;
+    const int share = (task.by_pieces.divide(all + pieces - 1) + kTileRows - 1) / kTileRows * kTileRows;
     first = min(rank * share, all);
     count = min(share, all - first);
     if (count == 0) first = 0;  // behind the last column addresses are not aligned

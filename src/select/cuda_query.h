@@ -143,6 +143,7 @@ template <typename Shape>
 struct LaneQuery {
   static constexpr int kEach = Shape::kDim / 32;
   float v[kEach];
+  LaneQuery() = default;
   __device__ __forceinline__ LaneQuery(const SelectTask& task, const Piece& piece, const QueryRows& q, int member) : v{} {
     const int dim = task.query.shape.head_dim, element = piece.lane * kEach;
     if (member < task.group && element < dim) load_query(q.data + (member * dim + element) * q.bytes, task.query.type, v);

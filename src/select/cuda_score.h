@@ -81,12 +81,11 @@ __device__ __forceinline__ CovarianceRows fetch_covariances(const SelectTask& ta
   return {shared.shape, Shape::kBf16Pitch, dim / kTileRows};
 }
 
-// q' shape q of every head over 16 rows of a part's covariance, into `form`.
+// 16 rows of a part's covariance.
 template <typename Shape>
-__device__ __forceinline__ void sum_form(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
-                                         const CovarianceRows& covariances, int number) {
+__device__ __forceinline__ void load_form(const SelectTask& task, const Piece& piece, const CovarianceRows& covariances,
+                                          int number, RowTile<Shape::kBf16Chunks>& rows) {
   const std::byte* at = covariances.data + (number * kTileRows + piece.lane / 4) * covariances.pitch;
-  RowTile<Shape::kBf16Chunks> rows;
   const bool whole = task.query.shape.head_dim == Shape::kDim;
 #pragma unroll
   for (int j = 0; j < Shape::kBf16Chunks; ++j) {
@@ -95,6 +94,12 @@ __device__ __forceinline__ void sum_form(const SelectTask& task, const Piece& pi
     rows.low[j] = *reinterpret_cast<const uint4*>(at + place);
     rows.high[j] = *reinterpret_cast<const uint4*>(at + 8 * covariances.pitch + place);
   }
+}
+
+// q' shape q of every head over these rows, into `form`.
+template <typename Shape>
+__device__ __forceinline__ void sum_form(const Piece& piece, const SelectShared<Shape>& shared, const CovarianceRows& covariances,
+                                         int number, const RowTile<Shape::kBf16Chunks>& rows) {
   const QueryFragments<Shape, Shape::kBf16Chunks> query(shared.query16, Shape::kBf16Pitch, piece.lane);
   TileScores<Shape> scores;
   score_bf16(query, rows, piece.lane, scores);

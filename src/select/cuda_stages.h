@@ -30,7 +30,11 @@ __device__ __forceinline__ void sum_forms(const SelectTask& task, const Piece& p
                                           const CovarianceRows& covariances) {
   const int forms = task.spread ? piece.parts * covariances.tiles : 0;
 #pragma unroll 1
-  for (int u = piece.warp; u < forms; u += piece.warps) sum_form(task, piece, shared, covariances, u);
+  for (int u = piece.warp; u < forms; u += piece.warps) {
+    RowTile<Shape::kBf16Chunks> rows;
+    load_form<Shape>(task, piece, covariances, u, rows);
+    sum_form(piece, shared, covariances, u, rows);
+  }
 }
 
 // A warp's tiles: their masses, and their part of the normaliser.

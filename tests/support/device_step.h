@@ -137,8 +137,9 @@ class DeviceStep {
     cuda::attend_lists(batch_->query(), batch_->kv(), index(), lists(), batch_->output(), batch_->status(), attend_.get(),
                        stream);
   }
-  void step(cudaStream_t stream = nullptr) {
-    cuda::decode_step(batch_->query(), batch_->kv(), &index(), options_, batch_->output(), batch_->status(), step_.get(), stream);
+  void step(cudaStream_t stream = nullptr, cuda::StepKernels kernels = cuda::StepKernels::automatic) {
+    cuda::decode_step(batch_->query(), batch_->kv(), &index(), options_, batch_->output(), batch_->status(), step_.get(), stream,
+                      kernels);
   }
 
   Listed listed(int sequence, int head) const { return read_lists(lists(), shape(), sequence, head); }

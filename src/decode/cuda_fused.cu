@@ -1,0 +1,138 @@
+// The door of the fused step: which calls it takes, how many blocks a head, launch.
+#include <algorithm>
+
+#include "attend/cuda_launch.h"
+#include "core/error.h"
+#include "decode/cuda_fused.h"
+#include "decode/cuda_fused_kernel.cuh"
+#include "select/cuda_exported.h"
+
+namespace tactic::cuda {
+namespace {
+
+using FusedKernel = void (*)(FusedTask);
+
+constexpr int kFewestFusedPieces = 6;  // below, two kernels are as fast (4 x 32K, 5% listed, 3 pieces: 30.0 us for 31.2)
+constexpr int kShortPiece = 256;       // columns
+constexpr int kLongestPiece = 352;     // columns of one of less than 8 pieces: beyond, its tokens take longer than two kernels
+
+struct FusedPlan {
+  FusedKernel kernel = nullptr;
+  std::size_t bytes = 0;  // of shared memory
+};
+
+template <typename Half, int Group, int Dim>
+FusedPlan plan_shape(FusedTask& task) {
+  using Shape = FusedShape<SelectShape<Group, Dim, true>, MatrixMath<Half, false, Dim, 1, true>, 2>;
+  return {fused_kernel<Shape>, FusedShared<Shape>().place(nullptr, task)};
+}
+
+template <typename Half, int Group>
+FusedPlan plan_dim(FusedTask& task) {
+  return task.attend.dim == 64 ? plan_shape<Half, Group, 64>(task) : plan_shape<Half, Group, 128>(task);
+}
+
+template <typename Half>
+FusedPlan plan_type(FusedTask& task) {
+  return task.attend.group <= 4 ? plan_dim<Half, 4>(task) : plan_dim<Half, 8>(task);
+}
+
+FusedPlan make_plan(FusedTask& task) {
+  return task.attend.k_type == DeviceType::bf16 ? plan_type<__nv_bfloat16>(task) : plan_type<__half>(task);
+}
+
+FusedTask make_task(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options, int pieces,
+                    const DeviceOutput& output, std::uint32_t* status) {
+  FusedTask task{};
+  task.select = select_task(query, kv, index, options, pieces, status);
+  task.attend = attend_args(query, kv, index, output, status);
+  task.pieces = pieces;
+  const int quads = task.attend.group * task.attend.v_dim / 4;
+  task.share = (quads + pieces - 1) / pieces;
+  task.by_share = divisor(static_cast<std::uint32_t>(task.share));
+  return task;
+}
+
+Launch launch_of(const FusedPlan& plan, const DeviceKv& kv, int pieces) {
+  Launch shape;
+  shape.grid = dim3(static_cast<unsigned>(pieces), static_cast<unsigned>(kv.kv_heads), static_cast<unsigned>(kv.sequences));
+  shape.block = 32 * kFusedWarps;
+  shape.shared_bytes = plan.bytes;
+  shape.cluster = pieces;
+  shape.dependent = true;
+  return shape;
+}
+
+void allow(const FusedPlan& plan, int pieces) {
+  check(cudaFuncSetAttribute(plan.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.bytes)),
+        "shared memory of a fused step");
+  if (pieces > 8)
+    check(cudaFuncSetAttribute(plan.kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster of a fused step");
+}
+
+// Thread-block clusters of the plan that run at the same time.
+int clusters_at_once(const FusedPlan& plan, int pieces) {
+  allow(plan, pieces);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(pieces);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(pieces);
+  config.blockDim = 32 * kFusedWarps;
+  config.dynamicSmemBytes = plan.bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  check(cudaOccupancyMaxActiveClusters(&count, plan.kernel, &config), "clusters of thread blocks at once");
+  return count;
+}
+
+// The same for blocks that fill a processor, as all plans' do by registers: [pieces]. Asked once a device.
+const int* clusters_by_pieces(const FusedPlan& plan) {
+  constexpr int kDevices = 64;
+  static int counts[kDevices][kMostFusedPieces + 1];
+  int device = 0;
+  check(cudaGetDevice(&device), "current CUDA device");
+  int* own = counts[std::min(device, kDevices - 1)];
+  for (int pieces = kMostFusedPieces; own[1] == 0 && pieces > 0; --pieces)
+    own[pieces] = pieces == 1 ? device_facts().processors : clusters_at_once(plan, pieces);
+  return own;
+}
+
+bool takes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options) {
+  const int dim = query.shape.head_dim;
+  return has_sm90_code() && chooses_here(options) && index.int8_centroids && query.shape.group() <= 8 &&
+         (dim == 64 || dim == 128) && query.shape.v_head_dim == dim && kv.k.type == kv.v.type && query.type == kv.k.type &&
+         (kv.k.type == DeviceType::bf16 || kv.k.type == DeviceType::f16);
+}
+
+}  // namespace
+
+int fused_pieces(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options) {
+  if (!takes(query, kv, index, options)) return 0;
+  const int slots = kv.sequences * kv.kv_heads, processors = device_facts().processors;
+  int most = kMostFusedPieces;
+  if (slots * kFewestFusedPieces > processors) return 0;
+  // As many as there are, but short pieces leave processors to the next step's blocks, which then start early (an H200, 1 x 32K,
+  // 8 heads, 2.5% listed: 8 pieces 12.3 us, 9 pieces 12.9; 1 x 128K, 5%: 33.4 and 31.0).
+  while (slots * most > processors / 2 && most > kFewestFusedPieces && index.capacity <= kShortPiece * (most - 1)) --most;
+  for (int pieces = most; pieces >= kFewestFusedPieces; --pieces) {
+    FusedTask task = make_task(query, kv, index, options, pieces, {}, nullptr);
+    const FusedPlan plan = make_plan(task);
+    if (plan.bytes > static_cast<std::size_t>(device_facts().shared_bytes)) return 0;
+    if (clusters_by_pieces(plan)[pieces] < slots) continue;
+    return pieces >= 8 || task.select.columns <= kLongestPiece ? pieces : 0;
+  }
+  return 0;
+}
+
+void fused_step(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options, int pieces,
+                const DeviceOutput& output, std::uint32_t* status, DeviceStream stream) {
+  FusedTask task = make_task(query, kv, index, options, pieces, output, status);
+  const FusedPlan plan = make_plan(task);
+  allow(plan, pieces);
+  launch("fused step", plan.kernel, launch_of(plan, kv, pieces), stream, task);
+}
+
+}  // namespace tactic::cuda

@@ -1,0 +1,273 @@
+// The fused step: the blocks of a (sequence, KV head) form a thread-block cluster; each scores a piece of the clusters, decides
+// on it and attends to what it has chosen and to its share of the always-attended tokens. Blocks meet twice: when they exchange
+// the softmax normaliser, and when they merge. No list, no partial result lies in global memory.
+#pragma once
+
+#include "decode/cuda_fused_merge.cuh"
+#include "decode/cuda_fused_rows.cuh"
+
+namespace tactic::cuda {
+
+// What the step knows of a sequence's always-attended tokens: none where its length or range is wrong.
+struct FusedRange {
+  FixedTokens fixed;
+  int length;
+  std::uint32_t faults;
+  __device__ FusedRange(const SelectTask& task, const Piece& piece, const ClusteredRange& range) {
+    length = *static_cast<const volatile std::int32_t*>(task.kv.lengths + piece.sequence);
+    const bool ranged = range.first >= 0 && range.first <= range.last;
+    const bool fits = length >= 0 && length <= task.kv.max_length && ranged && range.last <= length;
+    faults = (fits ? 0 : device_status::bad_length) | (range.ordered ? 0 : device_status::bad_index);
+    const int gap = range.last - range.first;
+    fixed = fits ? FixedTokens{range.first, gap, length - gap, faults} : FixedTokens{0, 0, 0, faults};
+  }
+};
+
+// The sums of attention to always-attended tokens join those of the centroids.
+template <typename Shape>
+__device__ __forceinline__ void add_attended(const Piece& piece, const typename Shape::Math& math,
+                                             RunningSum (&sums)[Shape::Select::kQueryTiles][2]) {
+#pragma unroll
+  for (int i = 0; i < Shape::Select::kQueryTiles; ++i) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const float2 of = math.sum_of(4 * i + pair_of_lane(piece.lane) + k);
+      if (piece.lane >= 2) continue;
+      RunningSum& sum = sums[i][k];
+      const float top = fmaxf(sum.top, of.x);
+      sum.sum = sum.sum * exp2_fast(sum.top - top) + of.y * exp2_fast(of.x - Shape::Math::kLift - top);
+      sum.top = top;
+    }
+  }
+}
+
+// A block's tiles have numbers of their own: 0 .. token_tiles - 1 of tokens, those up to `end` of represented columns. A warp
+// takes every `kFusedWarps`th. Blocks take the tokens' tiles in turn.
+struct TileWalk {
+  int next, token_tiles, end;
+};
+
+// Tiles of a block out of those of all blocks of the head.
+__device__ __forceinline__ int own_tiles(const SelectTask& task, const Piece& piece, int tokens) {
+  return task.by_pieces.divide(tiles_of(tokens, kTile) - piece.rank + piece.pieces - 1);
+}
+
+template <typename Shape>
+class FusedTiles {
+  using Select = typename Shape::Select;
+  using Math = typename Shape::Math;
+
+ public:
+  __device__ FusedTiles(const FusedTask& task, const Piece& piece, const FusedShared<Shape>& shared, int length)
+      : task_(task),
+        piece_(piece),
+        shared_(shared),
+        rows_(task, piece, length),
+        stage_(shared_address(shared.stages + piece.warp * Shape::kStages * Shape::kStageBytes)),
+        other_(stage_ + Shape::kStageBytes) {}
+
+  TileWalk walk{};
+  int count = 0;        // tokens of the head that are walked
+  int represented = 0;  // columns of the block
+
+  // Place of the lane's token of the next tile.
+  __device__ __forceinline__ int place() const { return (piece_.rank + piece_.pieces * walk.next) * kTile + piece_.lane % kTile; }
+  // Sends for the first tile, of tokens: run() weighs it. It goes the same way as if run() had sent for it.
+  __device__ __forceinline__ void start(int token) {
+    if (walk.next >= walk.token_tiles) return;
+    rows_.find(token, place() < count);
+    rows_.copy_keys(other_);
+    commit_copies();
+    rows_.copy_values(other_);
+    commit_copies();
+    ahead_ = {Kind::tokens, rows_.valid()};
+    walk.next += kFusedWarps;
+  }
+  // Weighs all tiles; token_of(place) tells a token. Each part of the work lies in the code once; two tiles are on their way: K
+  // of the tile after the next is sent for once K has been weighed, V once V has been added.
+  template <typename TokenOf>
+  __device__ __forceinline__ void run(Math& math, const TokenOf& token_of) {
+#pragma unroll 1
+    for (;;) {
+      const bool tokens = walk.next < walk.token_tiles;
+      const bool exists = tokens && place() < count;
+      const int token = tokens ? token_of(place()) : 0;
+      std::uint32_t p[1][2];
+      if (staged_.kind == Kind::tokens) {
+        wait_copies<3>();
+        __syncwarp();
+        math.weigh_keys(stage_, staged_.valid, p);
+      } else if (staged_.kind == Kind::represented) {
+        wait_copies<2>();
+        __syncwarp();
+        math.weigh_clusters(stage_, staged_.valid, task_.attend.group, task_.attend.inverse_v_scale);
+      }
+      __syncwarp();
+      if (tokens) {
+        rows_.find(token, exists);
+        rows_.copy_keys(stage_);
+      }
+      commit_copies();
+      if (staged_.kind == Kind::tokens) {
+        wait_copies<3>();
+        __syncwarp();
+        math.add_values(stage_, p);
+        __syncwarp();
+      }
+      staged_ = ahead_;
+      ahead_ = {};
+      if (tokens) {
+        rows_.copy_values(stage_);
+        ahead_ = {Kind::tokens, rows_.valid()};
+      } else if (walk.next < walk.end) {
+        copy_represented(stage_);
+        ahead_ = {Kind::represented, rows_.valid()};
+      }
+      commit_copies();
+      walk.next += kFusedWarps;
+      const std::uint32_t stage = stage_;
+      stage_ = other_;
+      other_ = stage;
+      if (staged_.kind == Kind::none && ahead_.kind == Kind::none) break;
+    }
+  }
+
+ private:
+  enum class Kind { none, tokens, represented };
+  struct Staged {
+    Kind kind = Kind::none;
+    unsigned valid = 0;
+  };
+
+  __device__ __forceinline__ void copy_represented(std::uint32_t stage) {
+    const int place = (walk.next - walk.token_tiles) * kRepresentedTile + piece_.lane;
+    const bool exists = place < represented;
+    const int column = exists ? shared_.represented(task_.select.columns)[place] : 0;
+    rows_.template copy_clusters<Select::kGroup>(stage, static_cast<unsigned>(piece_.slot * task_.attend.capacity + piece_.first),
+                                                 column, exists, shared_.select.mass);
+  }
+
+  const FusedTask& task_;
+  const Piece& piece_;
+  const FusedShared<Shape>& shared_;
+  RowCopier<Shape> rows_;
+  std::uint32_t stage_, other_;
+  Staged staged_, ahead_;
+};
+
+template <typename Shape>
+__global__ void __launch_bounds__(32 * kFusedWarps, 1) fused_kernel(const __grid_constant__ FusedTask all) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older devices have no thread-block clusters: it is never launched
+  extern __shared__ __align__(16) std::byte memory[];
+  using Select = typename Shape::Select;
+  using Math = typename Shape::Math;
+  const SelectTask& task = all.select;
+  const AttendArgs& a = all.attend;
+  const Piece piece(task);
+  FusedShared<Shape> shared;
+  shared.place(memory, all);
+  const SelectShared<Select>& select = shared.select;
+  if (threadIdx.x == 0) {
+    init_barrier(select.arrived);
+    init_barrier(shared.headed);
+    init_barrier(shared.listed);
+    init_barrier(shared.merged);
+  }
+  cluster_arrive_relaxed();
+
+  // What the index holds does not depend on the kernel before: it may be read before that has ended.
+  const int tiles = tiles_of_piece(piece);
+  CentroidsAhead<Select> ahead;
+  load_first_centroids<Select>(task, piece, tiles, ahead);
+  const CovarianceRows covariances = fetch_covariances(task, piece, select);
+  const int forms = task.spread ? piece.parts * covariances.tiles : 0;
+  RowTile<Select::kBf16Chunks> form;
+  if (piece.warp < forms) load_form<Select>(task, piece, covariances, piece.warp, form);
+  const QueryRows query(task, piece);
+  prefetch_query(task, query);
+  fetch_columns(task, piece, select);
+  prefetch_ids(task, piece);
+  const ClusteredRange clustered(task, piece);
+  {
+    const FusedRange range(task, piece, clustered);  // a guess
+    const int place = (piece.rank + piece.pieces * (piece.warps - 1 - piece.warp)) * kTile + piece.lane % kTile;
+    if (place < range.fixed.count) RowCopier<Shape>(all, piece, 0).prefetch(range.fixed.token(place));
+  }
+  wait_copies();
+  cluster_wait();  // all blocks of the head run and count what they are sent
+
+  wait_for_predecessor();
+  let_successor_start();
+  const RawQuery<Shape> raw_query(task, piece, query);
+  const FusedRange range(task, piece, clustered);
+  FusedTiles<Shape> work(all, piece, shared, range.length);
+  const int fixed_tiles = own_tiles(task, piece, range.fixed.count);
+  work.walk = TileWalk{piece.warps - 1 - piece.warp, fixed_tiles, fixed_tiles};  // the last warps have the fewest centroids
+  work.count = range.fixed.count;
+  const bool attends_fixed = work.walk.next < fixed_tiles;
+  work.start(range.fixed.token(work.place()));
+  if (piece.warp < Select::kGroup) raw_query.stage(task, piece, shared);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    expect_bytes(select.arrived, static_cast<std::uint32_t>(piece.pieces * piece.warps * Select::kGroup * 8));
+    expect_bytes(shared.headed, static_cast<std::uint32_t>(piece.pieces * sizeof(ChosenHeader)));
+    expect_parts(all, piece, shared);
+  }
+#pragma unroll 1
+  for (int u = piece.warp; u < forms; u += piece.warps) {
+    if (u != piece.warp) load_form<Select>(task, piece, covariances, u, form);
+    sum_form(piece, select, covariances, u, form);
+  }
+  __syncthreads();
+  const float* variances = sum_variances(task, piece, select);
+  Math math(a, nullptr);
+  math.begin(a, shared.raw_query, RawQuery<Shape>::kPitch);
+  RunningSum sums[Select::kQueryTiles][2];
+  score_tiles(task, piece, select, variances, tiles, ahead, sums);
+
+  ChosenTokens<Shape> chosen;
+  const std::int32_t* ids = task.index.tokens + static_cast<std::int64_t>(piece.slot) * task.index.token_capacity;
+#pragma unroll 1
+  for (bool listed = false;; listed = true) {
+    work.run(math, [&](int place) {
+      place = min(place, work.count - 1);
+      if (!listed) return range.fixed.token(place);
+      const auto source = static_cast<unsigned>(chosen.source(place));
+      return source < static_cast<unsigned>(task.index.token_capacity) ? __ldg(ids + source) : -1;
+    });
+    if (listed) break;
+    if (attends_fixed) add_attended<Shape>(piece, math, sums);
+    share_sums(piece, select, sums);
+    const float joined = wait_for_sums(piece, select);
+    if (piece.rank == 0 && piece.warp == 0 && piece.lane < task.group) {
+      const bool finite = isfinite(joined) || piece.count == 0;
+      const std::uint32_t faults = range.faults != 0 ? range.faults : finite ? 0 : device_status::non_finite;
+      if (faults != 0) atomicOr(task.status + piece.sequence, faults);
+    }
+    const int pairs = range.faults == 0 ? pairs_of_warp(piece, tiles) : 0;
+    judge_columns(task, piece, select, variances, joined, pairs);
+    __syncthreads();
+    const ChosenCounts counts = count_chosen(piece, select);
+    Places next = counts.first;
+    const ChosenSender<Shape> sender{shared, piece.rank, piece.pieces, task.columns};
+    if (piece.warp == 0 && piece.lane < piece.pieces) sender.set_header(piece.lane, counts.tokens, counts.columns);
+    std::int32_t* represented = shared.represented(task.columns);
+#pragma unroll 1
+    for (int pair = 0; pair < pairs; ++pair)
+      list_pair(piece, select, sender, pair, next, [&](int place, int c) { represented[place] = c; });
+    __syncthreads();
+    chosen.wait(all, piece, shared);
+    const int token_tiles = own_tiles(task, piece, chosen.count);
+    work.count = chosen.count;
+    work.represented = counts.represented;
+    work.walk = TileWalk{piece.warp, token_tiles, token_tiles + tiles_of(counts.represented, kRepresentedTile)};
+  }
+  math.end(0, a.group, reinterpret_cast<float*>(shared.stages + piece.warp * Shape::kStages * Shape::kStageBytes), Math::kDim + 4,
+           shared.maximum[piece.warp], shared.sum[piece.warp]);
+  __syncthreads();
+  send_parts(all, piece, shared);
+  merge_parts(all, piece, shared);
+#endif
+}
+
+}  // namespace tactic::cuda
