@@ -163,7 +163,7 @@ int choose_by_loss(const HeadTable& table, int group, const float* mass, const f
 
 float loss_per_row(float mass) {
   // Squared error of the output that the whole layer is worth at this mass, spread over kTypicalRows rows.
-  constexpr float kErrorPerMissingMass = 0.15f;
+  constexpr float kErrorPerMissingMass = 0.1f;  // docs/results/loss.md, The price of P
   constexpr float kTypicalRows = 200.0f;
   const float error = kErrorPerMissingMass * (1 - mass);
   return error * error / kTypicalRows;
