@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "decode/cuda_fused.h"
 #include "decode/cuda_fused_kernel.cuh"
+#include "select/cuda_device.h"
 #include "select/cuda_exported.h"
 
 namespace tactic::cuda {
