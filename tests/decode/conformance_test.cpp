@@ -163,6 +163,20 @@ INSTANTIATE_TEST_SUITE_P(
                             [](LayerSpec& s, Options&) {
                               s.kv.shape = {8, 1, 64, 128};
                             }},
+                    // Enough KV heads that each of three workers ranks, chooses and attends head by head.
+                    Variant{"many_kv_heads",
+                            [](LayerSpec& s, Options&) {
+                              s.kv.shape = {14, 7, 64, 64};
+                            }},
+                    Variant{"many_kv_heads_by_error",
+                            [](LayerSpec& s, Options& o) {
+                              s.kv.shape = {14, 7, 64, 64}, o.goal = Goal::error;
+                            }},
+                    Variant{"many_kv_heads_of_paper",
+                            [](LayerSpec& s, Options& o) {
+                              o = paper_choice(), o.min_context = 256;
+                              s.kv.shape = {14, 7, 64, 64}, s.int8_centroids = false;
+                            }},
                     Variant{"padded", [](LayerSpec& s, Options&) { s.kv.layout = Layout::padded; }},
                     Variant{"head_major", [](LayerSpec& s, Options&) { s.kv.layout = Layout::head_major; }},
                     Variant{"blocks", [](LayerSpec& s, Options&) { s.kv.layout = Layout::blocks; }},
