@@ -13,7 +13,7 @@ namespace {
 
 using FusedKernel = void (*)(FusedTask);
 
-constexpr int kFewestFusedPieces = 6;  // below, two kernels are as fast (4 x 32K, 5% listed, 3 pieces: 30.0 us for 31.2)
+constexpr int kFewestFusedPieces = 3;  // below, two kernels are as fast (8 x 32K, 5% listed, 2 pieces: 39.5 us for 41.4)
 constexpr int kShortPiece = 256;       // columns
 constexpr int kLongestPiece = 352;     // columns of one of less than 8 pieces: beyond, its tokens take longer than two kernels
 
@@ -115,9 +115,9 @@ int fused_pieces(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex
   const int slots = kv.sequences * kv.kv_heads, processors = device_facts().processors;
   int most = kMostFusedPieces;
   if (slots * kFewestFusedPieces > processors) return 0;
-  // As many as there are, but short pieces leave processors to the next step's blocks, which then start early (an H200, 1 x 32K,
-  // 8 heads, 2.5% listed: 8 pieces 12.3 us, 9 pieces 12.9; 1 x 128K, 5%: 33.4 and 31.0).
-  while (slots * most > processors / 2 && most > kFewestFusedPieces && index.capacity <= kShortPiece * (most - 1)) --most;
+  // As many as there are, but short pieces leave processors to the next step's blocks, which then start early (an H200, 8 heads,
+  // 5% listed: 1 x 32K 14.2 us with 8 pieces, 14.9 with 9; 1 x 128K 30.6 and 28.9).
+  while (slots * most > processors / 2 && most > 8 && index.capacity <= kShortPiece * (most - 1)) --most;
   for (int pieces = most; pieces >= kFewestFusedPieces; --pieces) {
     FusedTask task = make_task(query, kv, index, options, pieces, {}, nullptr);
     const FusedPlan plan = make_plan(task);

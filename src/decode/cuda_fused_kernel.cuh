@@ -1,6 +1,6 @@
 // The fused step: the blocks of a (sequence, KV head) form a thread-block cluster; each scores a piece of the clusters, decides
-// on it and attends to what it has chosen and to its share of the always-attended tokens. Blocks meet twice: when they exchange
-// the softmax normaliser, and when they merge. No list, no partial result lies in global memory.
+// on it and attends to its share of the head's tokens. Blocks meet three times: when they exchange the softmax normaliser, what
+// they chose, and their results. No list, no partial result lies in global memory.
 #pragma once
 
 #include "decode/cuda_fused_merge.cuh"
@@ -70,12 +70,14 @@ class FusedTiles {
   int count = 0;        // tokens of the head that are walked
   int represented = 0;  // columns of the block
 
-  // Place of the lane's token of the next tile.
-  __device__ __forceinline__ int place() const { return (piece_.rank + piece_.pieces * walk.next) * kTile + piece_.lane % kTile; }
+  // Place of the lane's token of tile `tile`.
+  __device__ __forceinline__ int place(int tile) const {
+    return (piece_.rank + piece_.pieces * tile) * kTile + piece_.lane % kTile;
+  }
   // Sends for the first tile, of tokens: run() weighs it. It goes the same way as if run() had sent for it.
   __device__ __forceinline__ void start(int token) {
     if (walk.next >= walk.token_tiles) return;
-    rows_.find(token, place() < count);
+    rows_.find(token, place(walk.next) < count);
     rows_.copy_keys(other_);
     commit_copies();
     rows_.copy_values(other_);
@@ -83,15 +85,23 @@ class FusedTiles {
     ahead_ = {Kind::tokens, rows_.valid()};
     walk.next += kFusedWarps;
   }
-  // Weighs all tiles; token_of(place) tells a token. Each part of the work lies in the code once; two tiles are on their way: K
-  // of the tile after the next is sent for once K has been weighed, V once V has been added.
-  template <typename TokenOf>
-  __device__ __forceinline__ void run(Math& math, const TokenOf& token_of) {
+  // Weighs all tiles; look_up(places, tokens) tells tokens. Each part of the work lies in the code once; two tiles are on their
+  // way: K of the tile after the next is sent for once K has been weighed, V once V has been added.
+  template <typename LookUp>
+  __device__ __forceinline__ void run(Math& math, const LookUp& look_up) {
+    std::int32_t* tokens_ahead = shared_.tokens + piece_.warp * kLooked;
+    int used = kLookedTiles;  // of them
 #pragma unroll 1
     for (;;) {
       const bool tokens = walk.next < walk.token_tiles;
-      const bool exists = tokens && place() < count;
-      const int token = tokens ? token_of(place()) : 0;
+      int token = 0;
+      if (tokens) {
+        if (used == kLookedTiles) {
+          look_up_tiles(look_up, tokens_ahead);
+          used = 0;
+        }
+        token = tokens_ahead[used++ * kTile + piece_.lane % kTile];
+      }
       std::uint32_t p[1][2];
       if (staged_.kind == Kind::tokens) {
         wait_copies<3>();
@@ -104,7 +114,7 @@ class FusedTiles {
       }
       __syncwarp();
       if (tokens) {
-        rows_.find(token, exists);
+        rows_.find(token, place(walk.next) < count);
         rows_.copy_keys(stage_);
       }
       commit_copies();
@@ -138,6 +148,19 @@ class FusedTiles {
     Kind kind = Kind::none;
     unsigned valid = 0;
   };
+
+  // Tokens of the next tiles of the warp: the lower lanes' of two of them, the upper lanes' of the others.
+  template <typename LookUp>
+  __device__ __forceinline__ void look_up_tiles(const LookUp& look_up, std::int32_t* to) {
+    constexpr int kEach = kLookedTiles / 2;
+    int places[kEach], found[kEach];
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) places[k] = min(place(walk.next + kFusedWarps * (2 * k + piece_.lane / kTile)), count - 1);
+    look_up(places, found);
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) to[2 * k * kTile + piece_.lane] = found[k];
+    __syncwarp();
+  }
 
   __device__ __forceinline__ void copy_represented(std::uint32_t stage) {
     const int place = (walk.next - walk.token_tiles) * kRepresentedTile + piece_.lane;
@@ -193,7 +216,6 @@ __global__ void __launch_bounds__(32 * kFusedWarps, 1) fused_kernel(const __grid
     const int place = (piece.rank + piece.pieces * (piece.warps - 1 - piece.warp)) * kTile + piece.lane % kTile;
     if (place < range.fixed.count) RowCopier<Shape>(all, piece, 0).prefetch(range.fixed.token(place));
   }
-  wait_copies();
   cluster_wait();  // all blocks of the head run and count what they are sent
 
   wait_for_predecessor();
@@ -205,7 +227,7 @@ __global__ void __launch_bounds__(32 * kFusedWarps, 1) fused_kernel(const __grid
   work.walk = TileWalk{piece.warps - 1 - piece.warp, fixed_tiles, fixed_tiles};  // the last warps have the fewest centroids
   work.count = range.fixed.count;
   const bool attends_fixed = work.walk.next < fixed_tiles;
-  work.start(range.fixed.token(work.place()));
+  work.start(range.fixed.token(work.place(work.walk.next)));
   if (piece.warp < Select::kGroup) raw_query.stage(task, piece, shared);
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -221,7 +243,7 @@ __global__ void __launch_bounds__(32 * kFusedWarps, 1) fused_kernel(const __grid
   __syncthreads();
   const float* variances = sum_variances(task, piece, select);
   Math math(a, nullptr);
-  math.begin(a, shared.raw_query, RawQuery<Shape>::kPitch);
+  if (attends_fixed) math.begin(a, shared.raw_query, RawQuery<Shape>::kPitch);
   RunningSum sums[Select::kQueryTiles][2];
   score_tiles(task, piece, select, variances, tiles, ahead, sums);
 
@@ -229,15 +251,23 @@ __global__ void __launch_bounds__(32 * kFusedWarps, 1) fused_kernel(const __grid
   const std::int32_t* ids = task.index.tokens + static_cast<std::int64_t>(piece.slot) * task.index.token_capacity;
 #pragma unroll 1
   for (bool listed = false;; listed = true) {
-    work.run(math, [&](int place) {
-      place = min(place, work.count - 1);
-      if (!listed) return range.fixed.token(place);
-      const auto source = static_cast<unsigned>(chosen.source(place));
-      return source < static_cast<unsigned>(task.index.token_capacity) ? __ldg(ids + source) : -1;
-    });
+    if (listed || attends_fixed)
+      work.run(math, [&](const auto& places, auto& tokens) {
+        if (listed) chosen.find(places, tokens);
+#pragma unroll
+        for (int k = 0; k < kLookedTiles / 2; ++k) {
+          if (listed) {
+            const auto source = static_cast<unsigned>(tokens[k]);
+            tokens[k] = source < static_cast<unsigned>(task.index.token_capacity) ? __ldg(ids + source) : -1;
+          } else {
+            tokens[k] = range.fixed.token(places[k]);
+          }
+        }
+      });
     if (listed) break;
     if (attends_fixed) add_attended<Shape>(piece, math, sums);
     share_sums(piece, select, sums);
+    if (!attends_fixed) math.begin(a, shared.raw_query, RawQuery<Shape>::kPitch);  // while the sums are on their way
     const float joined = wait_for_sums(piece, select);
     if (piece.rank == 0 && piece.warp == 0 && piece.lane < task.group) {
       const bool finite = isfinite(joined) || piece.count == 0;

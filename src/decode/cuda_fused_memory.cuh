@@ -11,6 +11,10 @@ constexpr int kFusedWarps = 8;
 constexpr int kMostFusedPieces = 16;
 static_assert(kMostFusedPieces * kFusedWarps <= kMostPieces * kMostWarps);  // room of SelectShared::sums
 
+// Tokens that a warp looks up at a time: of four tiles, two a lane.
+constexpr int kLookedTiles = 4;
+constexpr int kLooked = kLookedTiles * kTile;
+
 struct FusedTask {
   SelectTask select;
   AttendArgs attend;
@@ -53,6 +57,7 @@ struct FusedShared {
   float2* part_sums;      // [pieces, kGroup] maximum and sum of every block
   float (*maximum)[8];    // [warps][8] of the warps' results
   float (*sum)[8];
+  std::int32_t* tokens;   // [warps, kLooked] of a warp's next tiles
   unsigned char* stages;  // [warps, kStages, kStageBytes]
 
   __host__ __device__ std::size_t place(std::byte* base, const FusedTask& task) {
@@ -73,6 +78,7 @@ struct FusedShared {
     take(part_sums, pieces * Shape::Select::kGroup);
     take(maximum, kFusedWarps);
     take(sum, kFusedWarps);
+    take(tokens, kFusedWarps * kLooked);
     take(stages, kFusedWarps * Shape::kStages * Shape::kStageBytes);
     return at;
   }

@@ -40,21 +40,40 @@ struct ChosenTokens {
     wait_for_bytes(shared.listed);
   }
 
-  // Where in the index the head's token `place` is; all lanes take part, each with its own.
-  __device__ __forceinline__ int source(int place) const {
-    int block = -1;
+  // Where in the index the head's tokens `places` are; all lanes take part, each with its own. Several at a time, since each is a
+  // chain of reads.
+  template <int kEach>
+  __device__ __forceinline__ void find(const int (&places)[kEach], int (&sources)[kEach]) const {
+    int block[kEach], place[kEach], left[kEach];
+    const ChosenEntry* entry[kEach];
 #pragma unroll
-    for (int b = 0; b < kMostFusedPieces; ++b) block += __shfl_sync(kWarp, first, b) <= place ? 1 : 0;
-    block = max(block, 0);
-    place -= __shfl_sync(kWarp, first, block);
-    const ChosenEntry* of_block = entries + block * stride;
-#pragma unroll 1
-    for (int left = __shfl_sync(kWarp, columns, block); left > 1;) {  // the last place that is not behind the token's
-      const int half = left / 2;
-      if (of_block[half].place <= place) of_block += half;
-      left -= half;
+    for (int k = 0; k < kEach; ++k) block[k] = -1;
+#pragma unroll
+    for (int b = 0; b < kMostFusedPieces; ++b) {
+      const int begin = __shfl_sync(kWarp, first, b);
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) block[k] += begin <= places[k] ? 1 : 0;
     }
-    return of_block->source + place;
+    int most = 0;
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) {
+      block[k] = max(block[k], 0);
+      place[k] = places[k] - __shfl_sync(kWarp, first, block[k]);
+      left[k] = __shfl_sync(kWarp, columns, block[k]);
+      entry[k] = entries + block[k] * stride;
+      most = max(most, left[k]);
+    }
+#pragma unroll 1
+    for (; most > 1; most -= most / 2) {  // the last place that is not behind the token's
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) {
+        const int half = left[k] / 2;
+        if (entry[k][half].place <= place[k]) entry[k] += half;
+        left[k] -= half;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) sources[k] = entry[k]->source + place[k];
   }
 };
 
@@ -140,7 +159,7 @@ class RowCopier {
     row_ = base_;
     if (a_.block_table != nullptr && valid) {
       const int block = block_of(token);
-      if (a_.block_count > 0 && static_cast<unsigned>(block) >= static_cast<unsigned>(a_.block_count)) {
+      if (static_cast<unsigned>(block) >= static_cast<unsigned>(a_.block_count)) {
         report(a_.status + sequence_, device_status::bad_block);
         valid = false;
       }
@@ -165,7 +184,7 @@ class RowCopier {
       row += static_cast<unsigned>(token) * token_step();
     } else {
       const int block = block_of(token);
-      if (a_.block_count > 0 && static_cast<unsigned>(block) >= static_cast<unsigned>(a_.block_count)) return;
+      if (static_cast<unsigned>(block) >= static_cast<unsigned>(a_.block_count)) return;
       row += row_in_block(block, token);
     }
     const std::byte* at = (lane_ < kTile ? a_.k.data : a_.v.data) + static_cast<std::size_t>(row) * 16;
