@@ -52,7 +52,8 @@ Drawn draw(std::uint64_t seed) {
   d.format.block_size = any_of(random, {1, 7, 16, 64});
   d.format.type = any_of(random, {DeviceType::bf16, DeviceType::bf16, DeviceType::f16, DeviceType::fp8_e4m3, DeviceType::f32});
   if (d.format.type == DeviceType::fp8_e4m3) d.format.k_scale = 0.05f, d.format.v_scale = 0.02f;
-  d.format.query = any_of(random, {DeviceType::f32, DeviceType::bf16});
+  const bool half = d.format.type == DeviceType::bf16 || d.format.type == DeviceType::f16;  // then a step may be one kernel
+  d.format.query = any_of(random, {DeviceType::f32, half ? d.format.type : DeviceType::bf16});
   d.options.min_context = 16, d.options.cluster_size = 16, d.options.mass = any_of(random, {1e-6f, 0.2f, 0.75f, 0.9f, 0.999f});
   d.options.goal = any_of(random, {Goal::error, Goal::error, Goal::mass});
   d.options.verify = d.options.tail_factor = false;

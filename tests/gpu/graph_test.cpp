@@ -62,6 +62,7 @@ struct OneLayer {
     }
     DeviceBatch::Format format;
     format.layout = Layout::blocks;
+    if (layer > 0) format.query = DeviceType::bf16;  // a step as one kernel; f32 queries take two
     batch = std::make_unique<DeviceBatch>(caches, format);
   }
   void ask(float sharpness) {
