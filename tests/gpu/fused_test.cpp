@@ -22,8 +22,10 @@ struct Result {
 };
 
 Result run(DeviceStep& step, cuda::StepKernels kernels) {
-  cuda_ok(cudaMemset(step.batch().output().out, 0xff, step.batch().out().size() * size_of(step.batch().output().type)));
-  cuda_ok(cudaMemset(step.batch().status(), 0, step.batch().statuses().size() * sizeof(std::uint32_t)));
+  const auto sequences = static_cast<std::size_t>(step.batch().kv().sequences);
+  const auto row = static_cast<std::size_t>(step.shape().q_heads * step.shape().v_head_dim);
+  cuda_ok(cudaMemset(step.batch().output().out, 0xff, sequences * row * size_of(step.batch().output().type)));
+  cuda_ok(cudaMemset(step.batch().status(), 0, sequences * sizeof(std::uint32_t)));
   step.step(nullptr, kernels);
   cuda_ok(cudaDeviceSynchronize());
   return {step.batch().out(), step.batch().lse(), step.batch().statuses()};
