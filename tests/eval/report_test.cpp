@@ -95,9 +95,14 @@ TEST(Report, StagesStandBesideTheFastestDenseKernelOfTheirPlace) {
   keep_row(journal, "flashinfer", "", 1, 32768, 50);
   keep_row(journal, "tactic dense", "", 1, 32768, 42);
   keep_row(journal, "cudnn", "", 8, 32768, 10);  // another place
+  keep_row(journal, "tactic step", "tactic P=90%, size 32", 2, 32768, 15);
+  keep_row(journal, "tactic select", "tactic P=90%, size 32", 2, 32768, 7);
+  keep_row(journal, "tactic attend", "tactic P=90%, size 32", 2, 32768, 14);
   const std::string page = make_report(folder.path(""));
   EXPECT_MENTIONS(page, "<td>1 x 32K<td>tactic P=90%, size 32<td>5.0%<td>7<td>14<td>-<td>20<td>38<td>1.90x");
   EXPECT_MENTIONS(page, "<title>1 x 32K, tactic: best dense kernel 38</title>");
+  EXPECT_MENTIONS(page, "<title>1 x 32K, tactic: attend, merge 14</title>");
+  EXPECT_MENTIONS(page, "<title>2 x 32K, tactic: one kernel 15</title>");
 }
 
 TEST(Report, AUnionStandsBesideListsOfItsOwnPlaceAndMass) {
