@@ -13,9 +13,11 @@ namespace {
 
 using FusedKernel = void (*)(FusedTask);
 
-constexpr int kFewestFusedPieces = 3;  // below, two kernels are as fast (8 x 32K, 5% listed, 2 pieces: 39.5 us for 41.4)
-constexpr int kShortPiece = 256;       // columns
-constexpr int kLongestPiece = 352;     // columns of one of less than 8 pieces: beyond, its tokens take longer than two kernels
+constexpr int kFewestFusedPieces = 2;
+constexpr int kShortPiece = 256;    // columns
+constexpr int kLongestPiece = 352;  // columns of one of less than 8 pieces: beyond, its tokens take longer than two kernels
+constexpr int kLongestHalf =
+    512;  // of one of 2 (8 x 32K, two kernels and one: 35.8 and 31.2 us with 3% listed, 41.4 and 39.5 with 5%)
 
 struct FusedPlan {
   FusedKernel kernel = nullptr;
@@ -123,7 +125,7 @@ int fused_pieces(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex
     const FusedPlan plan = make_plan(task);
     if (plan.bytes > static_cast<std::size_t>(device_facts().shared_bytes)) return 0;
     if (clusters_by_pieces(plan)[pieces] < slots) continue;
-    return pieces >= 8 || task.select.columns <= kLongestPiece ? pieces : 0;
+    return pieces >= 8 || task.select.columns <= (pieces == 2 ? kLongestHalf : kLongestPiece) ? pieces : 0;
   }
   return 0;
 }
