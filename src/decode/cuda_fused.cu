@@ -16,8 +16,8 @@ using FusedKernel = void (*)(FusedTask);
 constexpr int kFewestFusedPieces = 2;
 constexpr int kShortPiece = 256;    // columns
 constexpr int kLongestPiece = 352;  // columns of one of less than 8 pieces: beyond, its tokens take longer than two kernels
-constexpr int kLongestHalf =
-    512;  // of one of 2 (8 x 32K, two kernels and one: 35.8 and 31.2 us with 3% listed, 41.4 and 39.5 with 5%)
+constexpr int kLongestHalf = 512;   // of one of 2 blocks where these fill the device (two kernels and one: 8 x 32K, 2.5%
+                                   // listed 34.3 and 28.0 us, 5% 41.5 and 38.6; 6 x 32K 30.7 and 27.0, but 35.8 and 38.4)
 
 struct FusedPlan {
   FusedKernel kernel = nullptr;
@@ -125,7 +125,8 @@ int fused_pieces(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex
     const FusedPlan plan = make_plan(task);
     if (plan.bytes > static_cast<std::size_t>(device_facts().shared_bytes)) return 0;
     if (clusters_by_pieces(plan)[pieces] < slots) continue;
-    return pieces >= 8 || task.select.columns <= (pieces == 2 ? kLongestHalf : kLongestPiece) ? pieces : 0;
+    const bool full = pieces == 2 && 8 * slots * pieces > 7 * processors;
+    return pieces >= 8 || task.select.columns <= (full ? kLongestHalf : kLongestPiece) ? pieces : 0;
   }
   return 0;
 }
