@@ -17,7 +17,7 @@ constexpr int kFewestFusedPieces = 2;
 constexpr int kShortPiece = 256;    // columns
 constexpr int kLongestPiece = 352;  // columns of one of less than 8 pieces: beyond, its tokens take longer than two kernels
 constexpr int kLongestHalf = 512;   // of one of 2 blocks where these fill the device (two kernels and one: 8 x 32K, 2.5%
-                                   // listed 34.3 and 28.0 us, 5% 41.5 and 38.6; 6 x 32K 30.7 and 27.0, but 35.8 and 38.4)
+                                    // listed 34.3 and 28.0 us, 5% 41.5 and 38.6; 6 x 32K 30.7 and 27.0, but 35.8 and 38.4)
 
 struct FusedPlan {
   FusedKernel kernel = nullptr;
