@@ -81,6 +81,7 @@ void measure_clustering(EvalRun& run) {
   run.expect(lengths.size() * run.arms().size());
   for (const int length : lengths) {
     const Window window = make_windows(run.engine().model(), run.options().texts, length, 1, 1).front();
+    double prefill = 0;  // read for the first arm that is measured; the next find the prompt in the engine
     for (const Arm& arm : run.arms()) {
       Json config = run.config_of(arm, 0);
       config["context"] = length;
@@ -88,7 +89,7 @@ void measure_clustering(EvalRun& run) {
       const std::string key = eval::Journal::key_of(config);
       const bool measured = run.journal().find(key) == nullptr;
       if (measured) {
-        const double prefill = run.engine().read(window.prompt);
+        prefill = std::max(prefill, run.engine().read(window.prompt));
         run.engine().start(arm, 0);
         run.engine().step(window.steps.front());
         const double cluster = run.engine().attended().cluster_seconds;

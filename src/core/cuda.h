@@ -63,6 +63,25 @@ void launch(const char* what, void (*kernel)(Parameters...), const Launch& shape
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), what);
 }
 
+// Thread-block clusters of `shape` that the device runs at the same time; the grid does not count. The kernel's attributes are
+// set.
+template <typename... Parameters>
+int clusters_at_once(void (*kernel)(Parameters...), const Launch& shape) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(shape.cluster);
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "clusters of thread blocks at once");
+  return count;
+}
+
 #ifdef __CUDACC__
 // All memory operations of the kernel before in the stream are visible behind it. No-ops below sm_90, where no kernel starts
 // early.

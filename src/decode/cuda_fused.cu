@@ -6,7 +6,6 @@
 #include "decode/cuda_fused.h"
 #include "decode/cuda_fused_kernel.cuh"
 #include "select/cuda_device.h"
-#include "select/cuda_exported.h"
 
 namespace tactic::cuda {
 namespace {
@@ -74,21 +73,13 @@ void allow(const FusedPlan& plan, int pieces) {
 }
 
 // Thread-block clusters of the plan that run at the same time.
-int clusters_at_once(const FusedPlan& plan, int pieces) {
+int clusters_of(const FusedPlan& plan, int pieces) {
   allow(plan, pieces);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(pieces);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(pieces);
-  config.blockDim = 32 * kFusedWarps;
-  config.dynamicSmemBytes = plan.bytes;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  int count = 0;
-  check(cudaOccupancyMaxActiveClusters(&count, plan.kernel, &config), "clusters of thread blocks at once");
-  return count;
+  Launch shape;
+  shape.block = 32 * kFusedWarps;
+  shape.shared_bytes = plan.bytes;
+  shape.cluster = pieces;
+  return clusters_at_once(plan.kernel, shape);
 }
 
 // The same for blocks that fill a processor, as all plans' do by registers: [pieces]. Asked once a device.
@@ -99,7 +90,7 @@ const int* clusters_by_pieces(const FusedPlan& plan) {
   check(cudaGetDevice(&device), "current CUDA device");
   int* own = counts[std::min(device, kDevices - 1)];
   for (int pieces = kMostFusedPieces; own[1] == 0 && pieces > 0; --pieces)
-    own[pieces] = pieces == 1 ? device_facts().processors : clusters_at_once(plan, pieces);
+    own[pieces] = pieces == 1 ? device_facts().processors : clusters_of(plan, pieces);
   return own;
 }
 

@@ -12,7 +12,7 @@ namespace tactic::cuda {
 // options and the device alone.
 int fused_pieces(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options);
 
-// The step with `pieces` blocks a (sequence, KV head), a power of two from 2 to 16. No scratch.
+// The step with `pieces` blocks a (sequence, KV head), what fused_pieces() says. No scratch.
 void fused_step(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options, int pieces,
                 const DeviceOutput& output, std::uint32_t* status, DeviceStream stream);
 

@@ -184,22 +184,14 @@ void launch_dim(const SelectTask& task, const Plan& plan, cudaStream_t stream) {
 
 // Thread-block clusters that run at the same time, a block a processor: less than processors / blocks, since a cluster's
 // processors are neighbours.
-int clusters_at_once(int blocks, int shared_bytes) {
+int clusters_of(int blocks, int shared_bytes) {
   const auto kernel = select_kernel<SelectShape<4, 128, true>>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), "shared memory of select");
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(blocks);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(blocks);
-  config.blockDim = 32 * kMostWarps;
-  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  int count = 0;
-  check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "clusters of thread blocks at once");
-  return count;
+  Launch shape;
+  shape.block = 32 * kMostWarps;
+  shape.shared_bytes = static_cast<std::size_t>(shared_bytes);
+  shape.cluster = blocks;
+  return clusters_at_once(kernel, shape);
 }
 
 // The lists and what else a selection needs, as stretches of the scratch.
@@ -255,7 +247,7 @@ const DeviceFacts& device_facts() {
     check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "processor count");
     own.clusters_at_once[0] = processors;
     for (int i = 1; has_sm90_code() && 1 << i <= kMostPieces; ++i)
-      own.clusters_at_once[i] = clusters_at_once(1 << i, own.shared_bytes);
+      own.clusters_at_once[i] = clusters_of(1 << i, own.shared_bytes);
     own.processors = processors;
   }
   return own;

@@ -8,13 +8,6 @@
 
 namespace tactic::cuda {
 
-// Whether the selection kernel's blocks choose by themselves: goal error.
-bool chooses_here(const Options& options);
-
-// What a kernel is given that selects: `pieces` blocks a (sequence, head), no lists, no export.
-SelectTask select_task(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options, int pieces,
-                       std::uint32_t* status);
-
 // Goal mass: lists with one stretch per (sequence, head).
 void choose_by_mass(const SelectTask& task, const Options& options, DeviceStream stream);
 

@@ -6,6 +6,7 @@
 #include "core/cuda.h"
 #include "core/cuda_ptx.h"
 #include "core/device.h"
+#include "core/options.h"
 
 namespace tactic::cuda {
 
@@ -49,6 +50,13 @@ struct SelectTask {
   int shape_rows;    // of the covariances that fit into shared memory: all or none
   Divisor by_block;  // by kv.block_size
 };
+
+// Whether the selection kernel's blocks choose by themselves: goal error.
+bool chooses_here(const Options& options);
+
+// What a kernel is given that selects: `pieces` blocks a (sequence, head), no lists, no export.
+SelectTask select_task(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options, int pieces,
+                       std::uint32_t* status);
 
 constexpr int kTileRows = 16;  // clusters or tokens a warp scores at a time: rows of an mma
 constexpr float kLog2E = 1.44269504f;

@@ -116,15 +116,20 @@ TEST(Report, AUnionStandsBesideListsOfItsOwnPlaceAndMass) {
   EXPECT_EQ(count_of(page, "<td>8 x 32K"), 1u);
 }
 
+// A decoder's steps at one place, 1 ms of each without attention.
+void keep_decoder(Journal& journal, double full_us) {
+  keep_row(journal, "decoder tactic", "P=0.9", 1, 1024, 1500);
+  keep_row(journal, "decoder full", "P=0.9", 1, 1024, full_us);
+  keep_row(journal, "decoder rest", "P=0.9", 1, 1024, 1000);
+  keep_row(journal, "decoder cluster", "P=0.9", 1, 1024, 64000);
+}
+
 // 1,024 tokens behind 1,024: dense attention of a step is half as long again on average. Full 2 ms, 1 ms of it attention:
 // 1.024 s + 1.536 s; Tactic 1.5 ms: 1.536 s and .064 s of clustering. Prefill: 32 layers of 10 ms.
 TEST(Report, EndToEndCountsPrefillClusteringAndTheGrowthOfDenseAttention) {
   const Folder folder;
   Journal journal(folder.path("fig12.jsonl"), "fig12", "1");
-  keep_row(journal, "decoder tactic", "P=0.9", 1, 1024, 1500);
-  keep_row(journal, "decoder full", "P=0.9", 1, 1024, 2000);
-  keep_row(journal, "decoder rest", "P=0.9", 1, 1024, 1000);
-  keep_row(journal, "decoder cluster", "P=0.9", 1, 1024, 64000);
+  keep_decoder(journal, 2000);
   keep_row(journal, "prefill layer", "cudnn", 1, 1024, 10000);
   const std::string page = make_report(folder.path(""));
   EXPECT_MENTIONS(page, "<td>1 x 1K<td>1024<td>2<td>1<td>1.5<td>1.33x<td>0.32<td>0.064<td>1.60x<td>1.50x<td>2.14x");
@@ -133,10 +138,7 @@ TEST(Report, EndToEndCountsPrefillClusteringAndTheGrowthOfDenseAttention) {
 TEST(Report, ADensePeerThatIsFasterThanOursIsTheFullStep) {
   const Folder folder;
   Journal journal(folder.path("fig12.jsonl"), "fig12", "1");
-  keep_row(journal, "decoder tactic", "P=0.9", 1, 1024, 1500);
-  keep_row(journal, "decoder full", "P=0.9", 1, 1024, 3000);
-  keep_row(journal, "decoder rest", "P=0.9", 1, 1024, 1000);
-  keep_row(journal, "decoder cluster", "P=0.9", 1, 1024, 64000);
+  keep_decoder(journal, 3000);
   keep_row(journal, "cudnn", "", 1, 1024, 31.25);  // 32 layers: 1 ms
   EXPECT_MENTIONS(make_report(folder.path("")), "<td>1 x 1K<td>1024<td>2<td>1<td>1.5<td>1.33x<td>-<td>0.064<td>1.60x<td>-<td>-");
 }
