@@ -4,21 +4,24 @@
 
 #include "core/error.h"
 #include "select/cuda.h"
+#include "select/cuda_column_lists.h"
 #include "select/cuda_device.h"
 #include "select/cuda_exported.h"
 #include "select/cuda_fixed.h"
-#include "select/cuda_stages.h"
 #include "select/loss.h"
 
 namespace tactic::cuda {
 namespace {
 
-template <typename Shape>
+// kMany: a piece has more columns than threads. Kernels of their own, since at batch 1 a step waits for the code that it fetches,
+// executed or not: with one kernel for both it takes 22.3 us at 32K and 31.8 at 128K, without the code for many 21.7 and 29.8.
+template <typename Shape, bool kMany>
 __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid_constant__ SelectTask task) {
   extern __shared__ __align__(16) std::byte memory[];
   const Piece piece(task);
   SelectShared<Shape> shared;
-  shared.place(memory, task.columns, task.index.part_capacity, task.query.softcap > 0, task.shape_rows);
+  auto* lists = reinterpret_cast<std::uint16_t*>(
+      memory + shared.place(memory, task.columns, task.index.part_capacity, task.query.softcap > 0, task.shape_rows));
   if (piece.pieces > 1) {
     if (threadIdx.x == 0) init_barrier(shared.arrived);
     cluster_arrive_relaxed();
@@ -31,11 +34,13 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid
   const CovarianceRows covariances = fetch_covariances(task, piece, shared);
   const QueryRows query(task, piece);
   prefetch_query(task, query);
-  fetch_columns(task, piece, shared);
+  ask_for_columns(task, piece, shared);
   const ClusteredRange range(task, piece);
   prefetch_fixed(task, piece, fixed_tokens(task, piece, range));
   wait_copies();
   if (piece.pieces > 1) cluster_wait();  // all blocks of the head run and count what they are sent
+  __syncthreads();
+  take_columns(task, piece, shared);
 
   wait_for_predecessor();
   let_successor_start();
@@ -46,17 +51,19 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid
     if (piece.warp + piece.warps < Shape::kGroup)
       stage_query(task, piece, shared, LaneQuery<Shape>(task, piece, query, piece.warp + piece.warps), piece.warp + piece.warps);
   }
-  // Always-attended keys are on their way while centroids are scored.
+  // Always-attended keys are on their way while centroids are scored; earlier where registers have room for them.
+  constexpr bool kEarly = !kMany && Shape::kGroup == 4;
   int fixed_tile = first_fixed_tile(piece);
   RowTile<Shape::kBf16Chunks> keys;
   bool valid[2];
-  if (fixed_tile * kTileRows < fixed.count) load_fixed<Shape>(task, piece, fixed, fixed_tile, keys, valid);
+  if (kEarly && fixed_tile * kTileRows < fixed.count) load_fixed<Shape>(task, piece, fixed, fixed_tile, keys, valid);
   __syncthreads();
   if (piece.pieces > 1 && threadIdx.x == 0)
     expect_bytes(shared.arrived, static_cast<std::uint32_t>(piece.pieces * piece.warps * Shape::kGroup * 8));
   sum_forms(task, piece, shared, covariances);
   __syncthreads();
   const float* variances = sum_variances(task, piece, shared);
+  if (!kEarly && fixed_tile * kTileRows < fixed.count) load_fixed<Shape>(task, piece, fixed, fixed_tile, keys, valid);
 
   RunningSum sums[Shape::kQueryTiles][2];
   score_tiles(task, piece, shared, variances, tiles, ahead, sums);
@@ -79,22 +86,21 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid
     return export_columns(task, piece, shared, variances, joined);
 
   const int pairs = fixed.faults == 0 ? pairs_of_warp(piece, tiles) : 0;
-  judge_columns(task, piece, shared, variances, joined, pairs);
+  const ChosenOfWarp chosen = judge_to_lists<kMany>(task, piece, shared, lists, variances, joined, pairs);
   __syncthreads();
   const ChosenCounts counts = count_chosen(piece, shared);
-  Places next = counts.first;
   const int stretch = piece.slot * piece.pieces + piece.rank;
-  const ChosenColumns chosen{shared.places(), shared.sources(task.columns)};
+  const ChosenColumns columns{shared.places(), shared.sources(task.columns)};
+  list_attended(piece, shared, chosen.attended, columns, counts.first.chosen, counts.first.tokens);
+  const std::int64_t at = static_cast<std::int64_t>(stretch) * task.lists.represented_stride + counts.first.represented;
 #pragma unroll 1
-  for (int pair = 0; pair < pairs; ++pair) {
-    list_pair(piece, shared, chosen, pair, next, [&](int place, int c) {
-      list_represented(task, piece, shared, static_cast<std::int64_t>(stretch) * task.lists.represented_stride + place, c);
-    });
-  }
+  for (int i = piece.lane; i < chosen.represented.count; i += 32)
+    list_represented(task, piece, shared, at + i, chosen.represented.get(i));
   __syncthreads();
-  const int first = counts.columns + counts.represented > 0 ? shared.begin[0] : 0;
+  const int first = piece.count > 0 ? shared.begin[0] : 0;
   const std::int64_t of_slot = static_cast<std::int64_t>(piece.slot) * task.index.token_capacity;
-  list_tokens(chosen, counts.columns, counts.tokens, task.index.tokens + of_slot, task.lists.tokens + of_slot + first);
+  copy_tokens<kMany>(piece, columns, counts.columns, counts.tokens, task.index.tokens + of_slot,
+                     task.lists.tokens + of_slot + first);
   if (threadIdx.x == 0) {
     task.lists.token_first[stretch] = first;
     task.lists.token_count[stretch] = counts.tokens;
@@ -122,7 +128,7 @@ Plan make_plan(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& 
   // All at once or not at all: thread-block clusters that wait for others to end cost a second turn of the whole chain. Unless
   // one piece's columns need more blocks to fit.
   const int group = query.shape.group() <= 4 ? 4 : query.shape.group() <= 8 ? 8 : 16;
-  const std::int64_t most = facts.shared_bytes * 3 / 4 / (4 * group * (query.softcap > 0 ? 2 : 1) + 21);  // columns of a block
+  const std::int64_t most = facts.shared_bytes * 3 / 4 / (4 * group * (query.softcap > 0 ? 2 : 1) + 25);  // columns of a block
   for (int log_pieces = 1;
        1 << log_pieces <= kMostPieces && facts.clusters_at_once[log_pieces] > 0 && index.capacity >> log_pieces >= kFewestColumns;
        ++log_pieces) {
@@ -136,12 +142,12 @@ Plan make_plan(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& 
   return plan;
 }
 
-template <int Group, int Dim, bool Int8>
+template <typename Shape, bool kMany>
 void launch_select(SelectTask task, const Plan& plan, cudaStream_t stream) {
-  using Shape = SelectShape<Group, Dim, Int8>;
   const DeviceFacts& facts = device_facts();
   const auto measure = [&](int shape_rows) {
-    return SelectShared<Shape>().place(nullptr, plan.columns, task.index.part_capacity, task.query.softcap > 0, shape_rows);
+    return SelectShared<Shape>().place(nullptr, plan.columns, task.index.part_capacity, task.query.softcap > 0, shape_rows) +
+           column_lists_bytes(plan.columns);
   };
   // The covariances are copied early where they are in no other block's way: two blocks of 256 threads fit on a processor.
   const int rows = task.spread ? task.index.part_capacity * task.query.shape.head_dim : 0;
@@ -149,7 +155,7 @@ void launch_select(SelectTask task, const Plan& plan, cudaStream_t stream) {
   const std::size_t bytes = measure(task.shape_rows);
   check_shared_bytes("capacity", task.index.capacity, bytes, static_cast<std::size_t>(facts.shared_bytes),
                      "a larger cluster_size");
-  check(cudaFuncSetAttribute(select_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+  check(cudaFuncSetAttribute(select_kernel<Shape, kMany>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "shared memory of select");
   Launch shape;
   shape.grid =
@@ -158,15 +164,17 @@ void launch_select(SelectTask task, const Plan& plan, cudaStream_t stream) {
   shape.shared_bytes = bytes;
   shape.cluster = plan.pieces;
   shape.dependent = true;
-  launch("select", select_kernel<Shape>, shape, stream, task);
+  launch("select", select_kernel<Shape, kMany>, shape, stream, task);
 }
 
 template <int Group, int Dim>
 void launch_type(const SelectTask& task, const Plan& plan, cudaStream_t stream) {
-  if (task.index.int8_centroids) {
-    launch_select<Group, Dim, true>(task, plan, stream);
+  if (!task.index.int8_centroids) {
+    launch_select<SelectShape<Group, Dim, false>, false>(task, plan, stream);
+  } else if (plan.columns > plan.threads) {
+    launch_select<SelectShape<Group, Dim, true>, true>(task, plan, stream);
   } else {
-    launch_select<Group, Dim, false>(task, plan, stream);
+    launch_select<SelectShape<Group, Dim, true>, false>(task, plan, stream);
   }
 }
 
@@ -185,7 +193,7 @@ void launch_dim(const SelectTask& task, const Plan& plan, cudaStream_t stream) {
 // Thread-block clusters that run at the same time, a block a processor: less than processors / blocks, since a cluster's
 // processors are neighbours.
 int clusters_of(int blocks, int shared_bytes) {
-  const auto kernel = select_kernel<SelectShape<4, 128, true>>;
+  const auto kernel = select_kernel<SelectShape<4, 128, true>, false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), "shared memory of select");
   Launch shape;
   shape.block = 32 * kMostWarps;

@@ -20,8 +20,8 @@ DeviceLists select_lists(const DeviceQuery& query, const DeviceKv& kv, const Dev
 //   promise        is refused
 //   verify         has no effect (the C API refuses it): docs/gpu.md says what it would save and what it would cost
 //   tail_clusters  with goal error is 0 or not 0: what is worth its mean V is represented, without a limit (a limit needs a sort)
-// Throws Error(unsupported) where the columns of a piece do not fit into shared memory, with a group of 4: above about 45000
-// clusters a KV head on sm_90 and 2500 on sm_89; `paper`: above 32000 and 10000.
+// Throws Error(unsupported) where the columns of a piece do not fit into shared memory, with a group of 4: above about 42000
+// clusters a KV head on sm_90 and 2000 on sm_89; `paper`: above 32000 and 10000.
 void select(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options,
             const DeviceLists& lists, std::uint32_t* status, void* scratch, DeviceStream stream);
 

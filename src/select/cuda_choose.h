@@ -50,18 +50,17 @@ __device__ __forceinline__ int pairs_of_warp(const Piece& piece, int tiles) {
   return (max(tiles - piece.warp, 0) + round - 1) / round;
 }
 
-// What becomes of a pair's columns: its words, log weights of all in place of their masses, counts of this lane's attended tokens
-// and of the warp's columns. L2 fetches the token numbers of the attended ones meanwhile. total: [kGroup] log2 of the heads'
-// mass.
+// What becomes of a lane's column c (negative: none), log weights in place of its masses. Returns the number of its tokens if it
+// is attended; L2 fetches their numbers meanwhile. total: [kGroup] log2 of the heads' mass.
 template <typename Shape>
-__device__ __forceinline__ void judge_pair(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
-                                           const float* variances, const float* total, int pair, int2& counts) {
+__device__ __forceinline__ int judge_column(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
+                                            const float* variances, const float* total, int c, bool& attended,
+                                            bool& represented) {
   constexpr float kRippleExponent = 5.0f;  // representation_ripple()
   constexpr float kRippleFloor = 0.01f;
   const bool ripples = task.represent && task.spread;
-  const int c = column_of_pair(piece, pair, piece.lane);
-  bool attended = false, represented = false;
-  if (c < piece.count) {
+  attended = represented = false;
+  if (c >= 0) {
     const Column column = shared.column[c];
     if (piece.parts > 1) variances += part_of(shared.part_end, piece.parts, piece.first + c) * Shape::kGroup;
     float per_size;
@@ -94,13 +93,21 @@ __device__ __forceinline__ void judge_pair(const SelectTask& task, const Piece& 
     attended = loss > task.loss_per_row * column.size;
     represented = !attended && squares > task.represented_price;
   }
-  if (attended) {
-    const int begin = shared.begin[c], size = shared.begin[c + 1] - begin;
-    const std::int32_t* tokens = task.index.tokens + static_cast<std::int64_t>(piece.slot) * task.index.token_capacity + begin;
-    prefetch_l2(tokens);
-    prefetch_l2(tokens + size - 1);
-    counts.x += size;
-  }
+  if (!attended) return 0;
+  const int begin = shared.begin[c], size = shared.begin[c + 1] - begin;
+  const std::int32_t* tokens = task.index.tokens + static_cast<std::int64_t>(piece.slot) * task.index.token_capacity + begin;
+  prefetch_l2(tokens);
+  prefetch_l2(tokens + size - 1);
+  return size;
+}
+
+// What becomes of a pair's columns: its words, counts of this lane's attended tokens and of the warp's columns.
+template <typename Shape>
+__device__ __forceinline__ void judge_pair(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
+                                           const float* variances, const float* total, int pair, int2& counts) {
+  const int c = column_of_pair(piece, pair, piece.lane);
+  bool attended, represented;
+  counts.x += judge_column(task, piece, shared, variances, total, c < piece.count ? c : -1, attended, represented);
   const uint2 words = make_uint2(__ballot_sync(~0u, attended), __ballot_sync(~0u, represented));
   counts.y += __popc(words.x) + __popc(words.y) * kOneRepresented;
   if (piece.lane == 0) shared.words[pair * piece.warps + piece.warp] = words;
