@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(32 * Math::kWarps, 1) attend_kernel(const __gr
     __syncwarp();
   }
   if (to_merge >= 0) {
-    const int first = block_of_tile(stretch, first_tile[to_merge]);
+    const int first = first_block(stretch, first_tile, to_merge);
     merge_blocks(a, fold, memory, to_merge, first + to_merge, static_cast<int>(blockIdx.x) - first, math.v_dim(), Math::kLift);
   }
   write_empty(a, first_tile);

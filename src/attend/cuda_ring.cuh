@@ -43,7 +43,8 @@ class Ring {
         entries_(memory_ + kStages * bytes_),
         finder_(a, tables, stretch.problem, lane_),
         end_(stretch.end),
-        warps_(warps) {
+        warps_(warps),
+        policy_(evict_first()) {
     // the tiles of a block go round its warps by their number in the whole line, so that short problems do not pile up on warp 0
     next_ = stretch.begin + (warp - stretch.begin % warps + warps) % warps;
   }
@@ -144,7 +145,7 @@ class Ring {
       const unsigned begin = __shfl_sync(kWarp, row, first_lane + r);
       if (count * chunks % 32 != 0 && r >= count) return;
       const std::byte* from = data + chunk * 16 + static_cast<std::size_t>(begin) * 16;
-      copy_16(to + r * row_stride(chunks) + chunk * 16, from, whole ? 16 : static_cast<int>(mask >> r & 1) * 16);
+      copy_16(to + r * row_stride(chunks) + chunk * 16, from, whole ? 16 : static_cast<int>(mask >> r & 1) * 16, policy_);
     };
     if (mask == (count == 32 ? 0xffffffffu : (1u << count) - 1)) {
 #pragma unroll 8
@@ -188,6 +189,7 @@ class Ring {
   std::uint32_t entries_;  // [kLead, 32] of the tiles that are looked ahead at, each lane's own
   TileFinder finder_;
   int next_, end_, warps_;
+  std::uint64_t policy_;  // of rows
   int find_slot_ = 0;
   Tile found_[kLead];          // the first is the next to be copied
   int entry_ = 0, block_ = 0;  // of found_[0]
