@@ -13,10 +13,11 @@ namespace {
 using FusedKernel = void (*)(FusedTask);
 
 constexpr int kFewestFusedPieces = 2;
-constexpr int kShortPiece = 256;    // columns
-constexpr int kLongestPiece = 352;  // columns of one of less than 8 pieces: beyond, its tokens take longer than two kernels
-constexpr int kLongestHalf = 512;   // of one of 2 blocks where these fill the device (two kernels and one: 8 x 32K, 2.5%
-                                    // listed 34.3 and 28.0 us, 5% 41.5 and 38.6; 6 x 32K 30.7 and 27.0, but 35.8 and 38.4)
+// As many pieces as there are, but eight leave processors to the next step's blocks, which then start early and fetch what they
+// need of the index (an H200, 1 x 128K, 1.0% of the tokens listed: 15.7 us with 8 pieces, 16.8 with 9; 1.7%: 17.5 and 17.9; 2.5%:
+// 20.0 and 19.8; 5%: 26.3 and 25.1). Only where much is listed more are faster: above this P.
+constexpr float kHighMass = 0.965f;
+constexpr int kShortPiece = 256;  // columns: eight such pieces are always enough (1 x 32K, 5%: 14.2 us, 14.9 with 9)
 
 struct FusedPlan {
   FusedKernel kernel = nullptr;
@@ -106,18 +107,18 @@ bool takes(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& inde
 int fused_pieces(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& index, const Options& options) {
   if (!takes(query, kv, index, options)) return 0;
   const int slots = kv.sequences * kv.kv_heads, processors = device_facts().processors;
-  int most = kMostFusedPieces;
   if (slots * kFewestFusedPieces > processors) return 0;
-  // As many as there are, but short pieces leave processors to the next step's blocks, which then start early (an H200, 8 heads,
-  // 5% listed: 1 x 32K 14.2 us with 8 pieces, 14.9 with 9; 1 x 128K 30.6 and 28.9).
-  while (slots * most > processors / 2 && most > 8 && index.capacity <= kShortPiece * (most - 1)) --most;
+  int most = kMostFusedPieces, few = most;
+  while (slots * few > processors / 2 && few > 8) --few;
+  if (options.mass < kHighMass || index.capacity <= kShortPiece * 8) {
+    FusedTask task = make_task(query, kv, index, options, few, {}, nullptr);
+    if (make_plan(task).bytes <= static_cast<std::size_t>(device_facts().shared_bytes)) most = few;
+  }
   for (int pieces = most; pieces >= kFewestFusedPieces; --pieces) {
     FusedTask task = make_task(query, kv, index, options, pieces, {}, nullptr);
     const FusedPlan plan = make_plan(task);
     if (plan.bytes > static_cast<std::size_t>(device_facts().shared_bytes)) return 0;
-    if (clusters_by_pieces(plan)[pieces] < slots) continue;
-    const bool full = pieces == 2 && 8 * slots * pieces > 7 * processors;
-    return pieces >= 8 || task.select.columns <= (full ? kLongestHalf : kLongestPiece) ? pieces : 0;
+    if (clusters_by_pieces(plan)[pieces] >= slots) return pieces;
   }
   return 0;
 }

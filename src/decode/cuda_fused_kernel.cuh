@@ -3,6 +3,7 @@
 // they chose, and their results. No list, no partial result lies in global memory.
 #pragma once
 
+#include "decode/cuda_fused_index.cuh"
 #include "decode/cuda_fused_merge.cuh"
 #include "decode/cuda_fused_rows.cuh"
 
@@ -56,6 +57,7 @@ template <typename Shape>
 class FusedTiles {
   using Select = typename Shape::Select;
   using Math = typename Shape::Math;
+  static constexpr int kFoundEach = kLookedTiles / 2;  // tokens of a lane
 
  public:
   __device__ FusedTiles(const FusedTask& task, const Piece& piece, const FusedShared<Shape>& shared, int length)
@@ -64,7 +66,8 @@ class FusedTiles {
         shared_(shared),
         rows_(task, piece, length),
         stage_(shared_address(shared.stages + piece.warp * Shape::kStages * Shape::kStageBytes)),
-        other_(stage_ + Shape::kStageBytes) {}
+        other_(stage_ + Shape::kStageBytes),
+        looked_(shared.rows + piece.warp * kLooked) {}
 
   TileWalk walk{};
   int count = 0;        // tokens of the head that are walked
@@ -75,63 +78,72 @@ class FusedTiles {
     return (piece_.rank + piece_.pieces * tile) * kTile + piece_.lane % kTile;
   }
   // Sends for the first tile, of tokens: run() weighs it. It goes the same way as if run() had sent for it.
-  __device__ __forceinline__ void start(int token) {
-    if (walk.next >= walk.token_tiles) return;
-    rows_.find(token, place(walk.next) < count);
-    rows_.copy_keys(other_);
+  template <typename LookUp>
+  __device__ __forceinline__ void start(const LookUp& look_up) {
+    const bool tile = walk.next < walk.token_tiles;
+    const std::uint32_t* rows = looked_ + (kLookedTiles - 2) * 2 * kTile;
+    if (tile) {
+      int found[1];
+      ask(look_up, walk.next, found);
+      settle<1>(walk.next, found);
+      rows_.copy_keys(other_, rows);
+    }
     commit_copies();
-    rows_.copy_values(other_);
+    if (tile) rows_.copy_values(other_, rows);
     commit_copies();
-    ahead_ = {Kind::tokens, rows_.valid()};
+    if (!tile) return;
+    ahead_ = {Kind::tokens, masks_[1] & 0xffffu};
+    used_ = kLookedTiles - 1;
     walk.next += kFusedWarps;
   }
-  // Weighs all tiles; look_up(places, tokens) tells tokens. Each part of the work lies in the code once; two tiles are on their
-  // way: K of the tile after the next is sent for once K has been weighed, V once V has been added.
+  // Weighs all tiles; look_up(places, tokens) tells tokens, four tiles ahead of those whose rows are sent for. Each part of the
+  // work lies in the code once; two tiles are on their way: K of the tile after the next is sent for once K has been weighed, V
+  // once V has been added.
   template <typename LookUp>
   __device__ __forceinline__ void run(Math& math, const LookUp& look_up) {
-    std::int32_t* tokens_ahead = shared_.tokens + piece_.warp * kLooked;
-    int used = kLookedTiles;  // of them
+    int found[kFoundEach], asked = walk.next + (kLookedTiles - used_) * kFusedWarps;  // the tile to be asked for next
+    bool holds = false;                                                               // `found` those of the tiles before it
 #pragma unroll 1
     for (;;) {
       const bool tokens = walk.next < walk.token_tiles;
-      int token = 0;
-      if (tokens) {
-        if (used == kLookedTiles) {
-          look_up_tiles(look_up, tokens_ahead);
-          used = 0;
+      if (tokens && used_ == kLookedTiles) {
+#pragma unroll 1
+        for (used_ = 0;;) {
+          if (holds) settle<0>(asked - kLookedTiles * kFusedWarps, found);
+          if (asked < walk.token_tiles) ask(look_up, asked, found);
+          asked += kLookedTiles * kFusedWarps;
+          if (holds) break;
+          holds = true;
         }
-        token = tokens_ahead[used++ * kTile + piece_.lane % kTile];
       }
+      const std::uint32_t* rows = looked_ + used_ * 2 * kTile;
       std::uint32_t p[1][2];
       if (staged_.kind == Kind::tokens) {
         wait_copies<3>();
         __syncwarp();
-        math.weigh_keys(stage_, staged_.valid, p);
+        if (staged_.valid != 0) math.weigh_keys(stage_, staged_.valid, p);
       } else if (staged_.kind == Kind::represented) {
         wait_copies<2>();
         __syncwarp();
         math.weigh_clusters(stage_, staged_.valid, task_.attend.group, task_.attend.inverse_v_scale);
       }
       __syncwarp();
-      if (tokens) {
-        rows_.find(token, place(walk.next) < count);
-        rows_.copy_keys(stage_);
-      }
+      if (tokens) rows_.copy_keys(stage_, rows);
       commit_copies();
       if (staged_.kind == Kind::tokens) {
         wait_copies<3>();
         __syncwarp();
-        math.add_values(stage_, p);
+        if (staged_.valid != 0) math.add_values(stage_, p);
         __syncwarp();
       }
       staged_ = ahead_;
       ahead_ = {};
       if (tokens) {
-        rows_.copy_values(stage_);
-        ahead_ = {Kind::tokens, rows_.valid()};
+        rows_.copy_values(stage_, rows);
+        ahead_ = {Kind::tokens, (used_ < 2 ? masks_[0] : masks_[1]) >> used_ % 2 * kTile & 0xffffu};
+        ++used_;
       } else if (walk.next < walk.end) {
-        copy_represented(stage_);
-        ahead_ = {Kind::represented, rows_.valid()};
+        ahead_ = {Kind::represented, copy_represented(stage_)};
       }
       commit_copies();
       walk.next += kFusedWarps;
@@ -140,6 +152,7 @@ class FusedTiles {
       other_ = stage;
       if (staged_.kind == Kind::none && ahead_.kind == Kind::none) break;
     }
+    used_ = kLookedTiles;
   }
 
  private:
@@ -149,25 +162,35 @@ class FusedTiles {
     unsigned valid = 0;
   };
 
-  // Tokens of the next tiles of the warp: the lower lanes' of two of them, the upper lanes' of the others.
-  template <typename LookUp>
-  __device__ __forceinline__ void look_up_tiles(const LookUp& look_up, std::int32_t* to) {
-    constexpr int kEach = kLookedTiles / 2;
-    int places[kEach], found[kEach];
+  // Asks for the tokens of two or four tiles of the warp from `tile` on: the lower lanes' of the first and the third.
+  template <int kPairs, typename LookUp>
+  __device__ __forceinline__ void ask(const LookUp& look_up, int tile, int (&found)[kPairs]) const {
+    int places[kPairs];
 #pragma unroll
-    for (int k = 0; k < kEach; ++k) places[k] = min(place(walk.next + kFusedWarps * (2 * k + piece_.lane / kTile)), count - 1);
+    for (int k = 0; k < kPairs; ++k) places[k] = min(place_of_lane(tile, k), count - 1);
     look_up(places, found);
+  }
+  // Leaves their rows in shared memory, from pair kFirst on.
+  template <int kFirst, int kPairs>
+  __device__ __forceinline__ void settle(int tile, const int (&found)[kPairs]) {
+    __syncwarp();
 #pragma unroll
-    for (int k = 0; k < kEach; ++k) to[2 * k * kTile + piece_.lane] = found[k];
+    for (int k = 0; k < kPairs; ++k) {
+      const RowPair rows = rows_.find(found[k], place_of_lane(tile, k) < count, masks_[kFirst + k]);
+      rows_.keep(looked_ + (2 * (kFirst + k) + piece_.lane / kTile) * 2 * kTile, rows);
+    }
     __syncwarp();
   }
+  __device__ __forceinline__ int place_of_lane(int tile, int k) const {
+    return place(tile + kFusedWarps * (2 * k + piece_.lane / kTile));
+  }
 
-  __device__ __forceinline__ void copy_represented(std::uint32_t stage) {
+  __device__ __forceinline__ unsigned copy_represented(std::uint32_t stage) const {
     const int place = (walk.next - walk.token_tiles) * kRepresentedTile + piece_.lane;
     const bool exists = place < represented;
     const int column = exists ? shared_.represented(task_.select.columns)[place] : 0;
-    rows_.template copy_clusters<Select::kGroup>(stage, static_cast<unsigned>(piece_.slot * task_.attend.capacity + piece_.first),
-                                                 column, exists, shared_.select.mass);
+    return rows_.template copy_clusters<Select::kGroup>(
+        stage, static_cast<unsigned>(piece_.slot * task_.attend.capacity + piece_.first), column, exists, shared_.select.mass);
   }
 
   const FusedTask& task_;
@@ -176,6 +199,9 @@ class FusedTiles {
   RowCopier<Shape> rows_;
   std::uint32_t stage_, other_;
   Staged staged_, ahead_;
+  std::uint32_t* looked_;            // rows of the tiles that are looked up, [kLookedTiles, 2, kTile]
+  unsigned masks_[kFoundEach] = {};  // which of their rows exist, two tiles each
+  int used_ = kLookedTiles;          // of them
 };
 
 template <typename Shape>
@@ -202,20 +228,22 @@ __global__ void __launch_bounds__(32 * kFusedWarps, 1) fused_kernel(const __grid
   const int tiles = tiles_of_piece(piece);
   CentroidsAhead<Select> ahead;
   load_first_centroids<Select>(task, piece, tiles, ahead);
+  const StagedCentroids<Shape> centroids(task, piece, shared, tiles);
   const CovarianceRows covariances = fetch_covariances(task, piece, select);
   const int forms = task.spread ? piece.parts * covariances.tiles : 0;
   RowTile<Select::kBf16Chunks> form;
   if (piece.warp < forms) load_form<Select>(task, piece, covariances, piece.warp, form);
   const QueryRows query(task, piece);
   prefetch_query(task, query);
-  fetch_columns(task, piece, select);
-  prefetch_ids(task, piece);
+  const ColumnsAhead<Shape> columns(task, piece);
   const ClusteredRange clustered(task, piece);
   {
     const FusedRange range(task, piece, clustered);  // a guess
     const int place = (piece.rank + piece.pieces * (piece.warps - 1 - piece.warp)) * kTile + piece.lane % kTile;
     if (place < range.fixed.count) RowCopier<Shape>(all, piece, 0).prefetch(range.fixed.token(place));
   }
+  columns.prefetch_ids(task, piece);
+  columns.store(task, piece, select);
   cluster_wait();  // all blocks of the head run and count what they are sent
 
   wait_for_predecessor();
@@ -227,7 +255,11 @@ __global__ void __launch_bounds__(32 * kFusedWarps, 1) fused_kernel(const __grid
   work.walk = TileWalk{piece.warps - 1 - piece.warp, fixed_tiles, fixed_tiles};  // the last warps have the fewest centroids
   work.count = range.fixed.count;
   const bool attends_fixed = work.walk.next < fixed_tiles;
-  work.start(range.fixed.token(work.place(work.walk.next)));
+  const auto look_up_fixed = [&](const auto& places, auto& tokens) {
+#pragma unroll
+    for (unsigned k = 0; k < sizeof(places) / sizeof(places[0]); ++k) tokens[k] = range.fixed.token(places[k]);
+  };
+  work.start(look_up_fixed);
   if (piece.warp < Select::kGroup) raw_query.stage(task, piece, shared);
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -245,7 +277,7 @@ __global__ void __launch_bounds__(32 * kFusedWarps, 1) fused_kernel(const __grid
   Math math(a, nullptr);
   if (attends_fixed) math.begin(a, shared.raw_query, RawQuery<Shape>::kPitch);
   RunningSum sums[Select::kQueryTiles][2];
-  score_tiles(task, piece, select, variances, tiles, ahead, sums);
+  centroids.score(task, piece, select, variances, tiles, ahead, sums);
 
   ChosenTokens<Shape> chosen;
   const std::int32_t* ids = task.index.tokens + static_cast<std::int64_t>(piece.slot) * task.index.token_capacity;
@@ -253,15 +285,12 @@ __global__ void __launch_bounds__(32 * kFusedWarps, 1) fused_kernel(const __grid
   for (bool listed = false;; listed = true) {
     if (listed || attends_fixed)
       work.run(math, [&](const auto& places, auto& tokens) {
-        if (listed) chosen.find(places, tokens);
+        if (!listed) return look_up_fixed(places, tokens);
+        chosen.find(places, tokens);
 #pragma unroll
         for (int k = 0; k < kLookedTiles / 2; ++k) {
-          if (listed) {
-            const auto source = static_cast<unsigned>(tokens[k]);
-            tokens[k] = source < static_cast<unsigned>(task.index.token_capacity) ? __ldg(ids + source) : -1;
-          } else {
-            tokens[k] = range.fixed.token(places[k]);
-          }
+          const auto source = static_cast<unsigned>(tokens[k]);
+          tokens[k] = source < static_cast<unsigned>(task.index.token_capacity) ? __ldg(ids + source) : -1;
         }
       });
     if (listed) break;

@@ -11,9 +11,9 @@ constexpr int kFusedWarps = 8;
 constexpr int kMostFusedPieces = 16;
 static_assert(kMostFusedPieces * kFusedWarps <= kMostPieces * kMostWarps);  // room of SelectShared::sums
 
-// Tokens that a warp looks up at a time: of four tiles, two a lane.
+// Tiles whose tokens a warp looks up at a time, two tokens a lane. Their rows of K and V: 32 numbers a tile.
 constexpr int kLookedTiles = 4;
-constexpr int kLooked = kLookedTiles * kTile;
+constexpr int kLooked = kLookedTiles * 2 * kTile;
 
 struct FusedTask {
   SelectTask select;
@@ -57,7 +57,7 @@ struct FusedShared {
   float2* part_sums;      // [pieces, kGroup] maximum and sum of every block
   float (*maximum)[8];    // [warps][8] of the warps' results
   float (*sum)[8];
-  std::int32_t* tokens;   // [warps, kLooked] of a warp's next tiles
+  std::uint32_t* rows;    // [warps, kLooked] of a warp's next tiles
   unsigned char* stages;  // [warps, kStages, kStageBytes]
 
   __host__ __device__ std::size_t place(std::byte* base, const FusedTask& task) {
@@ -78,7 +78,7 @@ struct FusedShared {
     take(part_sums, pieces * Shape::Select::kGroup);
     take(maximum, kFusedWarps);
     take(sum, kFusedWarps);
-    take(tokens, kFusedWarps * kLooked);
+    take(rows, kFusedWarps * kLooked);
     take(stages, kFusedWarps * Shape::kStages * Shape::kStageBytes);
     return at;
   }

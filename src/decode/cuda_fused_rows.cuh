@@ -125,82 +125,102 @@ struct RawQuery {
   }
 };
 
-// The L2 cache fetches the token numbers of a piece.
-__device__ __forceinline__ void prefetch_ids(const SelectTask& task, const Piece& piece) {
-  const DeviceIndex& index = task.index;
-  const std::int32_t* begin = index.begin + static_cast<std::int64_t>(piece.slot) * (index.capacity + 64) + piece.first;
-  if (piece.count == 0) return;
-  const int first = __ldg(begin), end = __ldg(begin + piece.count);
-  if (first < 0 || end > index.token_capacity) return;
-  const std::int32_t* ids = index.tokens + static_cast<std::int64_t>(piece.slot) * index.token_capacity;
-#pragma unroll 1
-  for (int i = first + 32 * static_cast<int>(threadIdx.x); i < end; i += 32 * static_cast<int>(blockDim.x)) prefetch_l2(ids + i);
-}
+// Where a token's rows lie, in 16 bytes.
+struct RowPair {
+  std::uint32_t k, v;
+};
 
-// The rows of a warp's next tile. Lanes 0 .. 15 know those of K, lanes 16 .. 31 those of V.
+// The rows of a warp's tiles: found several tiles at a time, copied tile by tile.
 template <typename Shape>
 class RowCopier {
   using Math = typename Shape::Math;
+  static constexpr int kChunks = Math::k_chunks();
+  static constexpr int kLanes = kChunks;          // a row
+  static constexpr int kAtOnce = 32 / kLanes;     // rows
+  static constexpr int kSteps = kTile / kAtOnce;  // a tile of K or V
+  static_assert(kChunks == Math::v_chunks() && kSteps % 4 == 0);
 
  public:
   __device__ RowCopier(const FusedTask& task, const Piece& piece, int length)
       : a_(task.attend), by_block_(task.select.by_block), lane_(piece.lane), sequence_(piece.sequence), length_(length) {
-    const RowSteps& steps = piece.lane < kTile ? a_.k : a_.v;
-    base_ = piece.head * steps.head + piece.sequence * steps.sequence;
+    base_ = {piece.head * a_.k.head + piece.sequence * a_.k.sequence, piece.head * a_.v.head + piece.sequence * a_.v.sequence};
+    k_chunk_ = a_.k.data + piece.lane % kLanes * 16;
+    v_chunk_ = a_.v.data + piece.lane % kLanes * 16;
   }
 
-  // The tile that find() or copy_clusters() was last called for.
-  __device__ unsigned valid() const { return valid_; }
-
-  // Where the lane's token lies; exists: there is one.
-  __device__ __forceinline__ void find(int token, bool exists) {
+  // Of the lane's token of one of two tiles, the upper lanes' is the second; exists: there is one. Tells which lanes have rows.
+  // The others get a row of the same tile, so that what is copied is finite where what is attended is.
+  __device__ __forceinline__ RowPair find(int token, bool exists, unsigned& mask) const {
     bool valid = exists && static_cast<unsigned>(token) < static_cast<unsigned>(length_);
     if (exists && !valid) report(a_.status + sequence_, device_status::bad_index);
-    row_ = base_;
+    RowPair rows = base_;
     if (a_.block_table != nullptr && valid) {
       const int block = block_of(token);
       if (static_cast<unsigned>(block) >= static_cast<unsigned>(a_.block_count)) {
         report(a_.status + sequence_, device_status::bad_block);
         valid = false;
       }
-      row_ += row_in_block(block, token);
+      const auto inside = static_cast<unsigned>(token - by_block_.divide(token) * a_.block_size);
+      rows.k += static_cast<unsigned>(block) * a_.k.block + inside * a_.k.token;
+      rows.v += static_cast<unsigned>(block) * a_.v.block + inside * a_.v.token;
     } else {
-      row_ += static_cast<unsigned>(token) * token_step();
+      rows.k += static_cast<unsigned>(token) * a_.k.token;
+      rows.v += static_cast<unsigned>(token) * a_.v.token;
     }
-    if (!valid) row_ = 0;
-    valid_ = __ballot_sync(kWarp, valid) & 0xffffu;
+    if (!valid) rows = {0, 0};
+    mask = __ballot_sync(kWarp, valid);
+    if (mask != kWarp) {
+      const unsigned of_tile = mask >> (lane_ & kTile) & 0xffffu;
+      const int from = valid || of_tile == 0 ? lane_ : (lane_ & kTile) + __ffs(static_cast<int>(of_tile)) - 1;
+      rows = {__shfl_sync(kWarp, rows.k, from), __shfl_sync(kWarp, rows.v, from)};
+    }
+    return rows;
   }
-  __device__ __forceinline__ void copy_keys(std::uint32_t stage) const {
-    copy<kTile, Math::k_chunks()>(stage, a_.k.data, row_, 0, valid_);
+  // To a tile's place in shared memory, [2, kTile]: rows that a lane copies lie side by side.
+  __device__ __forceinline__ void keep(std::uint32_t* of_tile, RowPair rows) const {
+    const int row = lane_ % kTile, at = row % kAtOnce * kSteps + row / kAtOnce;
+    of_tile[at] = rows.k;
+    of_tile[kTile + at] = rows.v;
   }
-  __device__ __forceinline__ void copy_values(std::uint32_t stage) const {
-    copy<kTile, Math::v_chunks()>(stage + kTile * row_stride(Math::k_chunks()), a_.v.data, row_, kTile, valid_);
+  __device__ __forceinline__ void copy_keys(std::uint32_t stage, const std::uint32_t* of_tile) const {
+    copy_rows(stage, k_chunk_, of_tile);
   }
-  // The L2 cache fetches the lane's row: only a hint, as the token is a guess.
+  __device__ __forceinline__ void copy_values(std::uint32_t stage, const std::uint32_t* of_tile) const {
+    copy_rows(stage + kTile * row_stride(kChunks), v_chunk_, of_tile + kTile);
+  }
+  // The L2 cache fetches the lane's row, of K for the lower lanes: only a hint, as the token is a guess.
   __device__ __forceinline__ void prefetch(int token) const {
     if (static_cast<unsigned>(token) >= static_cast<unsigned>(a_.max_length)) return;
-    unsigned row = base_;
+    const RowSteps& steps = lane_ < kTile ? a_.k : a_.v;
+    unsigned row = lane_ < kTile ? base_.k : base_.v;
     if (a_.block_table == nullptr) {
-      row += static_cast<unsigned>(token) * token_step();
+      row += static_cast<unsigned>(token) * steps.token;
     } else {
       const int block = block_of(token);
       if (static_cast<unsigned>(block) >= static_cast<unsigned>(a_.block_count)) return;
-      row += row_in_block(block, token);
+      row += static_cast<unsigned>(block) * steps.block +
+             static_cast<unsigned>(token - by_block_.divide(token) * a_.block_size) * steps.token;
     }
-    const std::byte* at = (lane_ < kTile ? a_.k.data : a_.v.data) + static_cast<std::size_t>(row) * 16;
+    const std::byte* at = steps.data + static_cast<std::size_t>(row) * 16;
 #pragma unroll
-    for (int i = 0; i < Math::k_chunks() * 16; i += 128) prefetch_l2(at + i);
+    for (int i = 0; i < kChunks * 16; i += 128) prefetch_l2(at + i);
   }
 
-  // A tile of represented columns: rows of mean V, their scales, log weights of `group` heads from shared memory.
+  // A tile of represented columns: rows of mean V, their scales, log weights of `group` heads from shared memory. Tells which
+  // exist.
   template <int kGroup>
-  __device__ __forceinline__ void copy_clusters(std::uint32_t stage, unsigned first_column, int column, bool exists,
-                                                const float* log_weight) {
-    constexpr int kChunks = Math::mean_chunks();
-    valid_ = __ballot_sync(kWarp, exists);
-    const unsigned row = exists ? first_column + static_cast<unsigned>(column) : 0;
-    copy<kRepresentedTile, kChunks>(stage, a_.mean_v, row * kChunks, 0, valid_);
-    const std::uint32_t scales = stage + kRepresentedTile * row_stride(kChunks), weights = scales + kRepresentedTile * 4;
+  __device__ __forceinline__ unsigned copy_clusters(std::uint32_t stage, unsigned first_column, int column, bool exists,
+                                                    const float* log_weight) const {
+    constexpr int kMeanChunks = Math::mean_chunks();
+    const unsigned mask = __ballot_sync(kWarp, exists), row = exists ? first_column + static_cast<unsigned>(column) : 0;
+#pragma unroll 4
+    for (int step = 0; step < kRepresentedTile * kMeanChunks / 32; ++step) {
+      const int i = step * 32 + lane_, r = i / kMeanChunks, chunk = i % kMeanChunks;
+      const unsigned begin = __shfl_sync(kWarp, row * kMeanChunks, r);
+      copy_16(stage + r * row_stride(kMeanChunks) + chunk * 16, a_.mean_v + chunk * 16 + static_cast<std::size_t>(begin) * 16,
+              static_cast<int>(mask >> r & 1) * 16);
+    }
+    const std::uint32_t scales = stage + kRepresentedTile * row_stride(kMeanChunks), weights = scales + kRepresentedTile * 4;
     copy_4(scales + lane_ * 4, a_.mean_v_scale + row, exists ? 4 : 0);
 #pragma unroll
     for (int g = 0; g < kGroup; ++g) {
@@ -209,40 +229,32 @@ class RowCopier {
                      : "memory");
       }
     }
+    return mask;
   }
 
  private:
-  __device__ __forceinline__ unsigned token_step() const { return lane_ < kTile ? a_.k.token : a_.v.token; }
   __device__ __forceinline__ int block_of(int token) const {
     return a_.block_table[static_cast<std::size_t>(sequence_) * a_.max_blocks + by_block_.divide(token)];
   }
-  __device__ __forceinline__ unsigned row_in_block(int block, int token) const {
-    const unsigned block_step = lane_ < kTile ? a_.k.block : a_.v.block;
-    return static_cast<unsigned>(block) * block_step +
-           static_cast<unsigned>(token - by_block_.divide(token) * a_.block_size) * token_step();
-  }
-
-  // kRows rows of kChunks 16-byte chunks; row r begins `row` of lane first_lane + r (in 16 bytes) behind data. Rows outside the
-  // mask become zeros.
-  template <int kRows, int kChunks>
-  __device__ __forceinline__ void copy(std::uint32_t to, const std::byte* data, unsigned row, int first_lane,
-                                       unsigned mask) const {
-    static_assert(kRows * kChunks % 32 == 0);
-#pragma unroll 4
-    for (int step = 0; step < kRows * kChunks / 32; ++step) {
-      const int i = step * 32 + lane_;
-      const int r = i / kChunks, chunk = i % kChunks;
-      const unsigned begin = __shfl_sync(kWarp, row, first_lane + r);
-      copy_16(to + r * row_stride(kChunks) + chunk * 16, data + chunk * 16 + static_cast<std::size_t>(begin) * 16,
-              static_cast<int>(mask >> r & 1) * 16);
+  __device__ __forceinline__ void copy_rows(std::uint32_t to, const std::byte* chunk, const std::uint32_t* rows) const {
+    to += lane_ / kLanes * row_stride(kChunks) + lane_ % kLanes * 16;
+    uint4 of_lane[kSteps / 4];
+#pragma unroll
+    for (int i = 0; i < kSteps / 4; ++i) of_lane[i] = reinterpret_cast<const uint4*>(rows + lane_ / kLanes * kSteps)[i];
+#pragma unroll
+    for (int i = 0; i < kSteps / 4; ++i) {
+      const std::uint32_t four[4] = {of_lane[i].x, of_lane[i].y, of_lane[i].z, of_lane[i].w};
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        copy_16(to + (4 * i + k) * kAtOnce * row_stride(kChunks), chunk + static_cast<std::size_t>(four[k]) * 16, 16);
     }
   }
 
   const AttendArgs& a_;
   const Divisor& by_block_;
   int lane_, sequence_, length_;
-  std::uint32_t base_, row_ = 0;
-  unsigned valid_ = 0;
+  RowPair base_;
+  const std::byte *k_chunk_, *v_chunk_;  // of row 0, what the lane copies
 };
 
 }  // namespace tactic::cuda
