@@ -124,10 +124,13 @@ void segment(benchmark::State& state) {
   tactic::ClusterOptions options;
   options.cluster_size = static_cast<int>(state.range(3));
   options.iterations = static_cast<int>(state.range(4));
+  const bool paper = static_cast<tactic::Metric>(state.range(5)) == tactic::Metric::l2;
+  options.outlier_share = (paper ? tactic::paper_options() : tactic::Options()).outlier_share;
   const auto team = tactic::make_thread_team(kThreads);
   int count = 0;
   for (auto _ : state) count = tactic::build_segment(*team, layer.view, 0, tokens, layer.metrics, options)->heads[0].count;
-  report(state, (options.iterations + 1.0) * static_cast<double>(tokens) * count * dim * kv_heads, *team);
+  const double passes = options.iterations * (1 - static_cast<double>(options.outlier_share)) + 1;
+  report(state, passes * static_cast<double>(tokens) * count * dim * kv_heads, *team);
 }
 
 void distance(benchmark::State& state) {

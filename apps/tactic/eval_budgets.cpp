@@ -138,8 +138,8 @@ void BudgetStep::measure(const Arm& arm, const Options& options, LayerClusters& 
 std::string clustering_of(const Options& o) {
   const auto values = std::make_tuple(
       static_cast<int>(o.method), o.cluster_size, o.iterations, o.segment_tokens, static_cast<int>(o.metric), o.shrinkage,
-      o.int8_centroids, o.seed, o.sink_tokens, o.recent_tokens, o.promise ? o.mass : 0.0f, o.verify, o.spread, o.joint,
-      o.tail_factor, o.tail_clusters, static_cast<int>(o.goal), o.fit_head, o.fit_window, o.fit_first, o.fit_second);
+      o.int8_centroids, o.seed, o.outlier_share, o.sink_tokens, o.recent_tokens, o.promise ? o.mass : 0.0f, o.verify, o.spread,
+      o.joint, o.tail_factor, o.tail_clusters, static_cast<int>(o.goal), o.fit_head, o.fit_window, o.fit_first, o.fit_second);
   return fmt::format("{}", fmt::join(values, "/"));
 }
 

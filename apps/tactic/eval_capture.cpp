@@ -155,6 +155,7 @@ Options options_of(EvalEngine& engine, const eval::Arm& arm) {
   if (arm.mass > 0) o.mass = static_cast<float>(arm.mass);
   o.cluster_size = parsed<int>(engine, "cluster_size");
   o.iterations = parsed<int>(engine, "iterations");
+  o.outlier_share = parsed<float>(engine, "outlier_share");
   o.segment_tokens = parsed<int>(engine, "segment_tokens");
   o.shrinkage = parsed<float>(engine, "shrinkage");
   o.int8_centroids = parsed<int>(engine, "int8_centroids") != 0;

@@ -76,8 +76,9 @@ void Plugin::use(const MethodOptions& options) {
 }
 
 std::uint64_t Plugin::cluster_options() const {
-  std::vector<const char*> names = {"method",    "cluster_size",   "iterations", "segment_tokens", "metric",
-                                    "shrinkage", "int8_centroids", "seed",       "sink_tokens",    "recent_tokens"};
+  std::vector<const char*> names = {"method",        "cluster_size", "iterations",     "segment_tokens",
+                                    "metric",        "shrinkage",    "int8_centroids", "seed",
+                                    "outlier_share", "sink_tokens",  "recent_tokens"};
   const auto value_of = [&](const char* name) {
     const char* value = control_->get(name);
     return std::string(value == nullptr ? "" : value);

@@ -22,6 +22,7 @@ struct options {
   float shrinkage = 0.1f;
   bool int8_centroids = true;
   std::uint64_t seed = 0x7ac71c;
+  float outlier_share = 0.1f;
   std::int32_t sink_tokens = 4;
   std::int32_t recent_tokens = 64;
   std::int32_t recluster_tokens = 2048;
@@ -56,6 +57,7 @@ struct options {
     o.shrinkage = c.shrinkage;
     o.int8_centroids = c.int8_centroids != 0;
     o.seed = c.seed;
+    o.outlier_share = c.outlier_share;
     o.sink_tokens = c.sink_tokens;
     o.recent_tokens = c.recent_tokens;
     o.recluster_tokens = c.recluster_tokens;
@@ -86,6 +88,7 @@ struct options {
     c.shrinkage = shrinkage;
     c.int8_centroids = int8_centroids ? 1 : 0;
     c.seed = seed;
+    c.outlier_share = outlier_share;
     c.sink_tokens = sink_tokens;
     c.recent_tokens = recent_tokens;
     c.recluster_tokens = recluster_tokens;

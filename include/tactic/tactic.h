@@ -111,6 +111,8 @@ typedef struct tactic_options {
   float shrinkage;        /* of the query moment towards the identity, (0, 1]; default 0.1 */
   int32_t int8_centroids; /* 0 or 1: int8 centroids, else f16, twice the bytes; default 1 */
   uint64_t seed;          /* of the random start: same seed, same keys, same clusters */
+  float outlier_share;    /* share of the clusters that k-means places, before its last assignment, on the tokens farthest from
+                             their centroid, [0, 0.5]; default 0.1 (paper: 0) */
 
   /* always attended, not clustered */
   int32_t sink_tokens;      /* first tokens of the sequence, 0 .. 1024; default 4 */
@@ -132,13 +134,12 @@ typedef struct tactic_options {
   float fit_window; /* each of the two windows, [0, 0.5]; default 0.01 */
   float fit_first;  /* place of the first window, [0, 1]; default 0.10 */
   float fit_second; /* place of the second, (fit_first, 1]; default 0.60 */
-
-  int32_t reserved; /* 0: keeps the size a multiple of 8 */
 } tactic_options;
 
 /* Fills the first `size` bytes with the defaults; size = sizeof(tactic_options). */
 TACTIC_API tactic_status tactic_options_init(tactic_options* options, size_t size);
-/* The same with the paper's settings: L2, 10 iterations, cluster size 16, f16 centroids, one segment, Algorithm 1. */
+/* The same with the paper's settings: L2, 10 iterations from random keys alone, cluster size 16, f16 centroids, one segment,
+ * Algorithm 1. */
 TACTIC_API tactic_status tactic_options_init_paper(tactic_options* options, size_t size);
 
 /* ---- context: threads and scratch ------------------------------------------------------------------------------------ */

@@ -22,6 +22,7 @@ const Field kFields[] = {
     {"mass", &Options::mass},
     {"cluster_size", &Options::cluster_size},
     {"iterations", &Options::iterations},
+    {"outlier_share", &Options::outlier_share},
     {"segment_tokens", &Options::segment_tokens},
     {"metric", &Options::metric},
     {"shrinkage", &Options::shrinkage},

@@ -67,6 +67,7 @@ tactic_options to_c(const Options& o) {
   c.shrinkage = o.shrinkage;
   c.int8_centroids = o.int8_centroids ? 1 : 0;
   c.seed = o.seed;
+  c.outlier_share = o.outlier_share;
   c.sink_tokens = o.sink_tokens;
   c.recent_tokens = o.recent_tokens;
   c.recluster_tokens = o.recluster_tokens;
@@ -99,6 +100,7 @@ Options to_core(const tactic_options& c) {
   o.shrinkage = c.shrinkage;
   o.int8_centroids = to_switch("int8_centroids", c.int8_centroids);
   o.seed = c.seed;
+  o.outlier_share = c.outlier_share;
   o.sink_tokens = c.sink_tokens;
   o.recent_tokens = c.recent_tokens;
   o.recluster_tokens = c.recluster_tokens;

@@ -28,7 +28,7 @@ struct Growing;
     static_assert(sizeof(Type) == offsetof(Type, LastField) + sizeof(Type::LastField), "padding at the end"); \
     static Type defaults();                                                                                   \
   }
-TACTIC_GROWING(tactic_options, "options", mass, reserved);
+TACTIC_GROWING(tactic_options, "options", mass, fit_second);
 TACTIC_GROWING(tactic_context_config, "config", threads, parallel_user);
 TACTIC_GROWING(tactic_kv_view, "kv", block_table, block_count);
 TACTIC_GROWING(tactic_attend_args, "args", out, lse);

@@ -31,6 +31,7 @@ struct BatchHead {
   Buffer<float> bias;            // [C rounded up to a panel]
   Buffer<float> products;        // [pieces, d, d] sums of residual outer products
   std::atomic<std::int64_t> moved{0};
+  int count = 0;  // clusters that tokens are assigned to: those drawn, at last all
   bool done = false;
 };
 
@@ -56,6 +57,7 @@ struct Batch {
   std::int64_t n;  // tokens
   int dim;         // d
   int count;       // C
+  int drawn;       // of them at the start
   int pieces;      // of a head's clusters in finish_clusters
   int first_head = 0;
   int active = 0;  // KV heads first_head .. first_head + active - 1 are in work

@@ -109,11 +109,14 @@ struct ClusterOptions {
   int iterations = 3;  // at most; stops early when no token moved
   bool int8_centroids = true;
   std::uint64_t seed = 0;
+  float outlier_share = 0;  // of the clusters, 0 .. 0.5: not drawn, but placed on far tokens before the last assignment
 };
 
 // Clusters tokens [first, last) of every KV head. metrics: [kv_heads]. Deterministic for a seed and independent of the
 // number of workers. NaN or infinity in K or V throws Error(non_finite) naming the token. last - first >= 1.
 // C = max(1, round(n / cluster_size)); a cluster that loses its last token takes the one farthest from its centroid.
+// The floor(outlier_share * C) last clusters are empty until the last assignment but one has been made: each takes a token by
+// that rule then, the centroids are updated, and the last assignment gives each the tokens like its own.
 // Cost: (iterations + 1) * n * n / cluster_size * head_dim multiply-adds a KV head.
 std::shared_ptr<const Segment> build_segment(Team& team, const KvView& kv, std::int64_t first, std::int64_t last,
                                              std::span<const MetricSpace> metrics, const ClusterOptions& options);

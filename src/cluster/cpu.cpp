@@ -1,6 +1,5 @@
 // build_segment() on CPU threads: KV heads in batches that fit the scratch, each clustered and finished by the whole team.
 #include <cassert>
-#include <limits>
 
 #include "cluster/batch.h"
 #include "cluster/segment.h"
@@ -36,6 +35,7 @@ Batch::Batch(const KvView& kv_view, std::span<const MetricSpace> head_metrics, c
       n(target.last - target.first),
       dim(kv_view.k.dim),
       count(target.heads.front().count),
+      drawn(drawn_count(count, cluster_options)),
       pieces(batch_pieces(n)),
       heads(static_cast<std::size_t>(capacity)),
       locals(static_cast<std::size_t>(workers)) {
@@ -57,7 +57,6 @@ Batch::Batch(const KvView& kv_view, std::span<const MetricSpace> head_metrics, c
     head.packed.resize(columns * d);
     head.packed.fill(0);
     head.bias.resize(columns);
-    head.bias.fill(-std::numeric_limits<float>::infinity());
     head.products.resize(static_cast<std::size_t>(pieces) * d * d);
   }
   for (BatchLocal& local : locals) {
@@ -74,6 +73,7 @@ std::shared_ptr<const Segment> build_segment(Team& team, const KvView& kv, std::
                                              std::span<const MetricSpace> metrics, const ClusterOptions& options) {
   assert(first >= 0 && first < last && last <= kv.tokens && metrics.size() == static_cast<std::size_t>(kv.kv_heads));
   assert(options.cluster_size >= 1 && options.iterations >= 0);
+  assert(options.outlier_share >= 0 && options.outlier_share <= 0.5f);
   auto segment = allocate_segment(kv, first, last, options);
   const std::int64_t n = last - first;
   const std::size_t bytes = batch_head_bytes(n, segment->heads.front().count, kv.k.dim, batch_pieces(n));

@@ -13,7 +13,7 @@ namespace tactic {
 
 struct ClusterKernels {
   // Centroids are packed for assign() in panels of `panel` columns: element k of centroid c is at
-  // packed[((c / panel) * dim + k) * panel + c % panel]. Columns behind the last centroid hold zeros and a bias of -inf.
+  // packed[((c / panel) * dim + k) * panel + c % panel]. Columns behind the last centroid: finite, with a bias of -inf.
   int panel = 0;
 
   // out [dim] = row - origin. Bytes: dim * size_of(type).

@@ -1,4 +1,4 @@
-// k-means of a batch of KV heads on a team: random keys as start, assignment, repair, update (paper 4.2).
+// k-means of a batch of KV heads on a team: random keys as start, assignment, repair, update (paper 4.2), outliers at last.
 #include <cmath>
 #include <limits>
 
@@ -36,10 +36,12 @@ void start(Batch& batch, const Worker& worker) {
     BatchHead& head = batch.heads[static_cast<std::size_t>(h)];
     BatchLocal& local = batch.locals[static_cast<std::size_t>(worker.rank())];
     head.done = false;
+    head.count = batch.drawn;
     head.moved = 0;
     head.nearest.fill(-1);
-    draw_tokens(batch.options.seed, batch.first_head + h, batch.count, head.order.span());
-    const auto keys = head.order.span().first(static_cast<std::size_t>(std::min(batch.count, kOriginKeys)));
+    head.bias.fill(-std::numeric_limits<float>::infinity());  // columns not in use yet may hold another head's clusters
+    draw_tokens(batch.options.seed, batch.first_head + h, batch.drawn, head.order.span());
+    const auto keys = head.order.span().first(static_cast<std::size_t>(std::min(batch.drawn, kOriginKeys)));
     sum_rows(batch.kernels, keys, batch.kv.k.type, batch.dim, local, head.origin.data(),
              [&](std::int32_t token) { return row(batch.kv, batch.kv.k, batch.segment.first + token, batch.first_head + h); });
     for (float& x : head.origin) x /= static_cast<float>(keys.size());
@@ -83,12 +85,12 @@ void pack(const Batch& batch, BatchHead& head, int c, const float* centroid) {
 
 // The drawn keys as centroids.
 void seed(Batch& batch, const Worker& worker) {
-  const int units = (batch.count + kUnit - 1) / kUnit;
+  const int units = (batch.drawn + kUnit - 1) / kUnit;
   const auto [begin, end] = worker.share(static_cast<std::int64_t>(batch.active) * units);
   for (std::int64_t i = begin; i < end; ++i) {
     BatchHead& head = batch.heads[static_cast<std::size_t>(i / units)];
     const int first = static_cast<int>(i % units) * kUnit;
-    for (int c = first; c < std::min(batch.count, first + kUnit); ++c) {
+    for (int c = first; c < std::min(batch.drawn, first + kUnit); ++c) {
       pack(batch, head, c, head.y.data() + static_cast<std::ptrdiff_t>(head.order[static_cast<std::size_t>(c)]) * batch.dim);
     }
   }
@@ -102,7 +104,7 @@ void assign(Batch& batch, const Worker& worker) {
     std::int64_t moved = 0;
     for (std::int64_t t = first; t < last; t += kBlock) {
       const int rows = static_cast<int>(std::min(kBlock, last - t));
-      batch.kernels.assign(head.y.data() + t * batch.dim, rows, batch.dim, head.packed.data(), head.bias.data(), batch.count,
+      batch.kernels.assign(head.y.data() + t * batch.dim, rows, batch.dim, head.packed.data(), head.bias.data(), head.count,
                            nearest, head.score.data() + t);
       for (int i = 0; i < rows; ++i) {
         std::int32_t& now = head.nearest[static_cast<std::size_t>(t + i)];
@@ -114,18 +116,23 @@ void assign(Batch& batch, const Worker& worker) {
   });
 }
 
-// Sizes, repair, order; decides whether a head is done.
+// Sizes, repair, order; decides whether a head is done. Once nothing moves, or before the last assignment, clusters for outliers
+// join: empty at first, hence filled with the farthest tokens, which draw those like them in one more assignment.
 void settle(Batch& batch, const Worker& worker, int iteration) {
   for_heads(batch, worker, [&](int h) {
     BatchHead& head = batch.heads[static_cast<std::size_t>(h)];
     if (head.done) return;
-    count_sizes(head.nearest.span(), head.sizes.span());
-    if (std::find(head.sizes.begin(), head.sizes.end(), 0) != head.sizes.end()) {
+    const bool rests = head.moved.exchange(0, std::memory_order_relaxed) == 0;
+    const bool grows = head.count < batch.count && (rests || iteration == batch.options.iterations - 1);
+    head.done = head.count == batch.count && (rests || batch.drawn < batch.count || iteration == batch.options.iterations);
+    if (grows) head.count = batch.count;
+    const auto sizes = head.sizes.span().first(static_cast<std::size_t>(head.count));
+    count_sizes(head.nearest.span(), sizes);
+    if (std::find(sizes.begin(), sizes.end(), 0) != sizes.end()) {
       for (std::size_t i = 0; i < head.score.size(); ++i) head.score[i] = std::max(0.0f, head.norm[i] - 2 * head.score[i]);
-      repair_empty(head.nearest.span(), head.sizes.span(), head.score.span(), head.order.span());
+      repair_empty(head.nearest.span(), sizes, head.score.span(), head.order.span());
     }
-    order_tokens(head.nearest.span(), head.sizes.span(), head.order.span(), batch.clusters(h).begin.span(), head.cursor.span());
-    head.done = iteration == batch.options.iterations || head.moved.exchange(0, std::memory_order_relaxed) == 0;
+    order_tokens(head.nearest.span(), sizes, head.order.span(), batch.clusters(h).begin.span(), head.cursor.span());
   });
 }
 
@@ -135,9 +142,9 @@ void update(Batch& batch, const Worker& worker) {
   for_tokens(batch, worker, [&](int h, std::int64_t first, std::int64_t last) {
     BatchHead& head = batch.heads[static_cast<std::size_t>(h)];
     const HeadClusters& clusters = batch.clusters(h);
-    for (int unit = 0; unit < batch.count; unit += kUnit) {
+    for (int unit = 0; unit < head.count; unit += kUnit) {
       if (clusters.begin[unit] < first || clusters.begin[unit] >= last) continue;
-      for (int c = unit; c < std::min(batch.count, unit + kUnit); ++c) {
+      for (int c = unit; c < std::min(head.count, unit + kUnit); ++c) {
         const auto tokens =
             head.order.span().subspan(static_cast<std::size_t>(clusters.begin[c]), static_cast<std::size_t>(clusters.size(c)));
         sum_rows(batch.kernels, tokens, DType::f32, batch.dim, local, local.mean.data(), [&](std::int32_t token) {

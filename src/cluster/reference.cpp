@@ -71,11 +71,12 @@ struct Assignment {
 Assignment cluster(const Matrix& y, int count, int kv_head, const ClusterOptions& options) {
   const std::size_t n = y.size();
   std::vector<std::int32_t> scratch(n);
-  draw_tokens(options.seed, kv_head, count, scratch);
+  const int drawn = drawn_count(count, options);
+  draw_tokens(options.seed, kv_head, drawn, scratch);
   Matrix centroids;
-  for (std::size_t c = 0; c < static_cast<std::size_t>(count); ++c) centroids.push_back(y[static_cast<std::size_t>(scratch[c])]);
+  for (std::size_t c = 0; c < static_cast<std::size_t>(drawn); ++c) centroids.push_back(y[static_cast<std::size_t>(scratch[c])]);
 
-  Assignment out{std::vector<std::int32_t>(n, -1), std::vector<std::int32_t>(static_cast<std::size_t>(count))};
+  Assignment out{std::vector<std::int32_t>(n, -1), std::vector<std::int32_t>(centroids.size())};
   for (int iteration = 0;; ++iteration) {
     std::vector<float> distance(n);
     bool moved = false;
@@ -93,9 +94,11 @@ Assignment cluster(const Matrix& y, int count, int kv_head, const ClusterOptions
       out.nearest[t] = static_cast<std::int32_t>(best);
       distance[t] = static_cast<float>(smallest);
     }
+    // Before the last assignment: clusters on outliers, empty at first and so filled with the farthest tokens.
+    if (iteration == options.iterations - 1) out.sizes.resize(static_cast<std::size_t>(count));
     count_sizes(out.nearest, out.sizes);
     repair_empty(out.nearest, out.sizes, distance, scratch);
-    if (!moved || iteration == options.iterations) return out;
+    if ((!moved && drawn == count) || iteration == options.iterations) return out;
     centroids = means(y, out.nearest, out.sizes);
   }
 }

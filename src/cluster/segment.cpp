@@ -29,6 +29,11 @@ int cluster_count(std::int64_t tokens, int cluster_size) {
   return static_cast<int>(std::max<std::int64_t>(1, (2 * tokens + cluster_size) / (2 * static_cast<std::int64_t>(cluster_size))));
 }
 
+int drawn_count(int clusters, const ClusterOptions& options) {
+  if (options.iterations == 0) return clusters;  // the only assignment has none before it
+  return clusters - static_cast<int>(static_cast<double>(options.outlier_share) * clusters);
+}
+
 void draw_tokens(std::uint64_t seed, int kv_head, int count, std::span<std::int32_t> permutation) {
   const std::uint64_t key = random_word(seed, static_cast<std::uint64_t>(kv_head));
   std::iota(permutation.begin(), permutation.end(), 0);

@@ -11,6 +11,8 @@ namespace tactic {
 
 // C = max(1, round(n / cluster_size)).
 int cluster_count(std::int64_t tokens, int cluster_size);
+// How many of C clusters are drawn at the start; the others are placed on outliers before the last assignment.
+int drawn_count(int clusters, const ClusterOptions& options);
 
 // Word `counter` of the stream `key`: SplitMix64's finaliser (Steele, Lea, Flood 2014).
 constexpr std::uint64_t random_word(std::uint64_t key, std::uint64_t counter) {

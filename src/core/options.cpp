@@ -33,6 +33,7 @@ Options paper_options() {
   o.metric = Metric::l2;
   o.goal = Goal::mass;
   o.iterations = 10;
+  o.outlier_share = 0;
   o.cluster_size = 16;  // paper 5.1; 4.2 gives 32
   o.int8_centroids = false;
   o.spread = o.joint = o.verify = o.tail_factor = o.promise = false;
@@ -45,6 +46,7 @@ void validate(const Options& o) {
   in_range("mass", o.mass, 0, 1, true);
   in_range("cluster_size", o.cluster_size, 2, 4096);
   in_range("iterations", o.iterations, 1, 100);
+  in_range("outlier_share", o.outlier_share, 0, 0.5);
   in_range("segment_tokens", o.segment_tokens, 0, 1 << 30);
   if (o.segment_tokens != 0) in_range("segment_tokens", o.segment_tokens, 16.0 * o.cluster_size, 1 << 30);
   in_range("metric", static_cast<int>(o.metric), 0, 2);

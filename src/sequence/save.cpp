@@ -129,10 +129,11 @@ class Reader {
 };
 
 // The options that shape segments: an index made with others is not what this sequence would have built.
-std::array<double, 9> settings_of(const Options& o) {
+std::array<double, 10> settings_of(const Options& o) {
   return {o.method == Method::paper ? 1.0 : 0.0, static_cast<double>(o.cluster_size), static_cast<double>(o.iterations),
           static_cast<double>(o.segment_tokens), static_cast<double>(o.metric),       static_cast<double>(o.shrinkage),
-          o.int8_centroids ? 1.0 : 0.0,          static_cast<double>(o.sink_tokens),  static_cast<double>(o.seed)};
+          o.int8_centroids ? 1.0 : 0.0,          static_cast<double>(o.sink_tokens),  static_cast<double>(o.seed),
+          static_cast<double>(o.outlier_share)};
 }
 
 void write_head(Writer& w, const HeadClusters& head) {

@@ -15,7 +15,8 @@ namespace {
 bool needs_reclustering(const Options& a, const Options& b) {
   return (a.method == Method::paper) != (b.method == Method::paper) || a.cluster_size != b.cluster_size ||
          a.iterations != b.iterations || a.segment_tokens != b.segment_tokens || a.metric != b.metric ||
-         a.shrinkage != b.shrinkage || a.int8_centroids != b.int8_centroids || a.sink_tokens != b.sink_tokens || a.seed != b.seed;
+         a.shrinkage != b.shrinkage || a.int8_centroids != b.int8_centroids || a.sink_tokens != b.sink_tokens ||
+         a.seed != b.seed || a.outlier_share != b.outlier_share;
 }
 
 }  // namespace
@@ -118,7 +119,7 @@ void Sequence::cluster(Team& team, LayerState& state, const KvView& kv, std::int
   std::vector<MetricSpace> metrics;
   for (const QueryMoment& moment : state.moments)
     metrics.push_back(make_metric(wanted, moment, config_.rotary, options.shrinkage));
-  const ClusterOptions how{options.cluster_size, options.iterations, options.int8_centroids, options.seed};
+  const ClusterOptions how{options.cluster_size, options.iterations, options.int8_centroids, options.seed, options.outlier_share};
   const std::int64_t first = state.index.segments.empty() ? options.sink_tokens : state.index.last();
   // Equal pieces near the wanted length, so that the last one is not a scrap.
   const std::int64_t pieces = options.segment_tokens == 0

@@ -44,6 +44,7 @@ TEST(Structs, OptionsInitGivesTheCoresDefaults) {
   EXPECT_EQ(o.goal, static_cast<std::int32_t>(core.goal));
   EXPECT_EQ(o.tail_clusters, core.tail_clusters);
   EXPECT_EQ(o.seed, core.seed);
+  EXPECT_EQ(o.outlier_share, core.outlier_share);
   EXPECT_EQ(o.fit_second, core.fit_second);
 }
 
@@ -54,6 +55,7 @@ TEST(Structs, PaperOptionsAreThePapers) {
   EXPECT_EQ(o.metric, TACTIC_METRIC_L2);
   EXPECT_EQ(o.iterations, 10);
   EXPECT_EQ(o.int8_centroids, 0);
+  EXPECT_EQ(o.outlier_share, 0);
 }
 
 TEST(Structs, EveryOptionReachesTheSequenceAndComesBack) {
@@ -68,6 +70,7 @@ TEST(Structs, EveryOptionReachesTheSequenceAndComesBack) {
   o.shrinkage = 0.25f;
   o.int8_centroids = 0;
   o.seed = 99;
+  o.outlier_share = 0.2f;
   o.sink_tokens = 5;
   o.recent_tokens = 65;
   o.recluster_tokens = 4000;

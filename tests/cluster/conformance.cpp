@@ -24,12 +24,13 @@ KvSpec spec(int kv_heads, int dim, int v_dim, DType k_type, DType v_type, std::i
   return s;
 }
 
-ClusterOptions clustering(int size, int iterations, bool int8) {
+ClusterOptions clustering(int size, int iterations, bool int8, float outlier_share = 0) {
   ClusterOptions o;
   o.cluster_size = size;
   o.iterations = iterations;
   o.int8_centroids = int8;
   o.seed = 5;
+  o.outlier_share = outlier_share;
   return o;
 }
 
@@ -37,6 +38,12 @@ std::vector<Case> cases() {
   using L = Layout;
   return {
       {"d64_f16_query", spec(3, 64, 64, DType::f16, DType::f16, 517, L::side_by_side), Metric::query, clustering(16, 3, true), 4},
+      {"d64_f16_outliers", spec(3, 64, 64, DType::f16, DType::f16, 517, L::side_by_side), Metric::query,
+       clustering(8, 3, true, 0.2f), 4},
+      {"d128_bf16_outliers_after_one", spec(2, 128, 128, DType::bf16, DType::bf16, 400, L::blocks), Metric::l2,
+       clustering(16, 1, true, 0.5f), 0},
+      {"d64_f32_outliers_at_rest", spec(2, 64, 64, DType::f32, DType::f32, 260, L::side_by_side), Metric::l2,
+       clustering(32, 60, true, 0.4f), 0},
       {"d80_bf16_l2", spec(2, 80, 64, DType::bf16, DType::f32, 333, L::head_major), Metric::l2, clustering(8, 4, false), 0},
       {"d96_f32_diagonal", spec(2, 96, 128, DType::f32, DType::bf16, 301, L::padded), Metric::diagonal, clustering(32, 3, true),
        1},
@@ -119,7 +126,7 @@ TEST(ClusterTeams, SegmentsDoNotDependOnTheNumberOfWorkers) {
   const auto metrics = random_metrics(Metric::query, 64, 3);
   const auto build = [&](int workers) {
     const auto team = make_thread_team(workers);
-    return build_segment(*team, kv.view(), 4, 2990, metrics, clustering(16, 3, true));
+    return build_segment(*team, kv.view(), 4, 2990, metrics, clustering(16, 3, true, 0.1f));
   };
   const auto one = build(1);
   for (const int workers : {2, 3, 7}) {

@@ -45,6 +45,7 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"mass_nan", [](Options& o) { o.mass = std::nanf(""); }, "mass is nan, must be in (0, 1]"},
         Bad{"cluster_size", [](Options& o) { o.cluster_size = 1; }, "cluster_size is 1, must be in [2, 4096]"},
         Bad{"iterations", [](Options& o) { o.iterations = 0; }, "iterations is 0, must be in [1, 100]"},
+        Bad{"outlier_share", [](Options& o) { o.outlier_share = 0.75f; }, "outlier_share is 0.75, must be in [0, 0.5]"},
         Bad{"segment_tokens", [](Options& o) { o.segment_tokens = 100; }, "segment_tokens is 100, must be in [512, 1073741824]"},
         Bad{"metric", [](Options& o) { o.metric = static_cast<Metric>(7); }, "metric is 7, must be in [0, 2]"},
         Bad{"shrinkage", [](Options& o) { o.shrinkage = 0; }, "shrinkage is 0, must be in (0, 1]"},
@@ -76,6 +77,7 @@ TEST(Options, PaperSettingsSwitchOffWhatThePaperDoesNotHave) {
   EXPECT_EQ(o.metric, Metric::l2);
   EXPECT_EQ(o.segment_tokens, 0);
   EXPECT_EQ(o.iterations, 10);
+  EXPECT_EQ(o.outlier_share, 0);
   EXPECT_FALSE(o.spread || o.joint || o.verify || o.tail_factor || o.promise || o.int8_centroids);
   EXPECT_EQ(o.tail_clusters, 0);
 }

@@ -75,7 +75,8 @@ TEST(LlamaSettings, TextThatIsNoValueIsRefused) {
 
 TEST(LlamaSettings, EveryValueReadsBackAsItPrints) {
   Settings settings;
-  for (const char* name : {"mass", "cluster_size", "metric", "verify", "seed", "fit_window", "method", "log", "max_rows"}) {
+  for (const char* name :
+       {"mass", "cluster_size", "metric", "verify", "seed", "outlier_share", "fit_window", "method", "log", "max_rows"}) {
     const std::string value = *settings.get(name);
     settings.set(name, value);
     EXPECT_EQ(*settings.get(name), value) << name;

@@ -125,6 +125,10 @@ TEST_F(Save, AnotherModelsOrSettingsIndexIsRefused) {
   other.sink_tokens = 8;
   Sequence sinks(story_.config(other, 2));
   expect_refused(sinks, bytes, "sink tokens");
+  other = options_;
+  other.outlier_share = 0.25f;
+  Sequence outliers(story_.config(other, 2));
+  expect_refused(outliers, bytes, "outlier share");
 }
 
 TEST_F(Save, FullDiskIsAnIoError) {
