@@ -22,7 +22,8 @@ void measure_clustering(const Session& session) {
           DeviceArray<float> metrics;
           if (options.metric == Metric::query) metrics = query_metrics(c, queries, options.shrinkage);
           const double us = layers.cluster(options.metric == Metric::query ? &metrics : nullptr, session.timer.stream());
-          const double n = static_cast<double>(c.context), passes = options.iterations + 1;
+          const auto n = static_cast<double>(c.context);
+          const double passes = options.iterations * (1 - static_cast<double>(options.outlier_share)) + 1;
           const double flops = passes * n * (n / size) * 2 * c.head_dim * c.kv_heads * c.batch;
           Row row = c.row("clustering",
                           method + ", size " + std::to_string(size) + ", " + std::to_string(options.iterations) + " iterations");

@@ -149,7 +149,8 @@ DeviceLists TacticLayers::lists(int layer) const {
 }
 
 double TacticLayers::cluster(const DeviceArray<float>* metrics, cudaStream_t stream) {
-  const ClusterOptions options{options_.cluster_size, options_.iterations, options_.int8_centroids, options_.seed};
+  const ClusterOptions options{options_.cluster_size, options_.iterations, options_.int8_centroids, options_.seed,
+                               options_.outlier_share};
   const std::int64_t metric_elements = std::int64_t{c_.kv_heads} * c_.head_dim * c_.head_dim;
   const auto last = static_cast<std::int32_t>(prompt_ - recent_);
   std::vector<cuda::ClusterJob> jobs;

@@ -49,6 +49,7 @@ std::size_t lay_out(Batch& batch, void* scratch) {
   arena.take(work.cursor, columns);
   arena.take(work.begin, columns + problems);
   arena.take(work.large, columns);
+  arena.take(work.kept, columns);
   arena.take(work.tiles, columns / kTileClusters * static_cast<std::size_t>(tile_bytes(kTileClusters, batch.dim)));
   arena.take(work.bias, columns);
   arena.take(work.origin, problems * dim);
@@ -98,6 +99,7 @@ void check_job(const ClusterJob& job, const ClusterOptions& options) {
            "), must be a range of at least one token inside max_length " + std::to_string(kv.max_length));
   }
   if (options.cluster_size < 1 || options.iterations < 0) refuse("cluster_size must be at least 1 and iterations at least 0");
+  if (!(options.outlier_share >= 0 && options.outlier_share <= 0.5f)) refuse("outlier_share of a clustering must be in [0, 0.5]");
   const int count = cluster_count(task.last - task.first, options.cluster_size);
   if (count > job.index.capacity || task.last - task.first > job.index.token_capacity || job.index.part_capacity < 1) {
     refuse(std::to_string(count) + " clusters of " + std::to_string(task.last - task.first) + " tokens do not fit an index of " +
@@ -119,6 +121,7 @@ Job make_job(const ClusterJob& from, const ClusterOptions& options) {
   job.first = from.task.first;
   job.n = from.task.last - from.task.first;
   job.count = cluster_count(job.n, options.cluster_size);
+  job.drawn = drawn_count(job.count, options);
   job.append = from.task.append;
   job.new_part = from.task.new_part;
   job.factor = from.task.factor;

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) assign_kernel(const __grid_con
   const float* bias = work.bias + columns;
 
   const unsigned shared = shared_address(stages);
-  const int stage_count = (job.count + kStageClusters - 1) / kStageClusters;
+  const int stage_count = (clusters_of(batch, job, iteration) + kStageClusters - 1) / kStageClusters;
   for (int s = 0; s < kStages - 1; ++s) {
     if (s < stage_count) fetch<kDim>(tiles, s, shared + s * kStageBytes<kDim>);
     asm volatile("cp.async.commit_group;");

@@ -165,7 +165,7 @@ struct Item {
     n = job.n;
     rows = static_cast<std::int64_t>(problem) * batch.rows;
     columns = static_cast<std::int64_t>(problem) * batch.columns;
-    if (first < n && done_at >= iteration) tiles = (job.count + kTileClusters - 1) / kTileClusters;
+    if (first < n && done_at >= iteration) tiles = (clusters_of(batch, job, iteration) + kTileClusters - 1) / kTileClusters;
   }
   int problem;
   int first;

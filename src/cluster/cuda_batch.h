@@ -37,6 +37,7 @@ struct Job {
   std::int32_t first = 0;
   std::int32_t n = 0;
   std::int32_t count = 0;  // C
+  std::int32_t drawn = 0;  // of them at the start; the others are for outliers
   bool append = false;
   bool new_part = false;
   const float* factor = nullptr;
@@ -70,6 +71,7 @@ struct Work {
   std::int32_t* cursor = nullptr;   // [columns]
   std::int32_t* begin = nullptr;    // [columns + 1]
   std::int32_t* large = nullptr;    // [columns]
+  std::uint64_t* kept = nullptr;    // [columns] the token that a cluster keeps where others go to empty clusters
   std::byte* tiles = nullptr;       // [columns / 128] centroids as tile_offset() says
   float* bias = nullptr;            // [columns] -|c|^2 / 2, -infinity behind the last
   float* origin = nullptr;          // [dim]
@@ -93,6 +95,11 @@ struct Batch {
   Work work;
 };
 static_assert(sizeof(Batch) <= 4000);
+
+// Clusters that tokens may be assigned to in an iteration: those for outliers join before the last.
+__device__ __forceinline__ int clusters_of(const Batch& batch, const Job& job, int iteration) {
+  return iteration < batch.iterations ? job.drawn : job.count;
+}
 
 __host__ __device__ inline int panels_of(int dim) { return (dim + kPanelElements - 1) / kPanelElements; }
 __host__ __device__ inline int tile_bytes(int rows, int dim) { return panels_of(dim) * rows * kPanelElements * 2; }

@@ -98,10 +98,10 @@ __device__ inline const std::int32_t* sort_of_block(std::int32_t* order, int siz
   return order;
 }
 
-// The clusters of a problem: blocks 0 .. take those of up to kWarpTokens, one a warp, the last kLargeBlocks the others.
-// f(crew, c, first, size, tokens).
+// The first `count` clusters of a problem: blocks 0 .. take those of up to kWarpTokens, one a warp, the last kLargeBlocks the
+// others. f(crew, c, first, size, tokens).
 template <typename F>
-__device__ __forceinline__ void for_clusters(const Batch& batch, int problem, ClusterShared& shared, F&& f) {
+__device__ __forceinline__ void for_clusters(const Batch& batch, int problem, int count, ClusterShared& shared, F&& f) {
   const Work& work = batch.work;
   const Job& job = batch.jobs[problem / batch.heads];
   const std::int64_t rows = static_cast<std::int64_t>(problem) * batch.rows;
@@ -110,7 +110,7 @@ __device__ __forceinline__ void for_clusters(const Batch& batch, int problem, Cl
   if (static_cast<int>(blockIdx.x) < small_blocks) {
     const int warp = threadIdx.x / 32;
     const int c = blockIdx.x * kClusterWarps + warp;
-    if (c >= job.count) return;
+    if (c >= count) return;
     const int first = begin[c];
     const int size = begin[c + 1] - first;
     if (size > kWarpTokens) return;

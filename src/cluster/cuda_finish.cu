@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kClusterThreads) keys_kernel(const __grid_cons
   const DeviceIndex& index = job.index;
   const __half* y = work.y + static_cast<std::int64_t>(problem) * batch.rows * kDim + L::element();
   const float* origin = work.origin + static_cast<std::int64_t>(problem) * kDim + L::element();
-  for_clusters(batch, problem, shared, [&](const Crew& crew, int c, int first, int size, const std::int32_t* tokens) {
+  for_clusters(batch, problem, job.count, shared, [&](const Crew& crew, int c, int first, int size, const std::int32_t* tokens) {
     std::int32_t* out = index.tokens + slot.number * index.token_capacity + slot.place + first;
     for (int i = threadIdx.x % 32 + crew.number * 32; i < size; i += crew.count * 32) out[i] = job.first + tokens[i];
 
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kClusterThreads) values_kernel(const __grid_co
   const Slot slot(batch, problem);
   const Job& job = slot.job;
   std::uint32_t* bad = &batch.work.state[problem].bad_v;
-  for_clusters(batch, problem, shared, [&](const Crew& crew, int c, int, int size, const std::int32_t* tokens) {
+  for_clusters(batch, problem, job.count, shared, [&](const Crew& crew, int c, int, int size, const std::int32_t* tokens) {
     float v[8] = {};
     for_tokens<kDim>(crew, tokens, size, [&](int token) {
       float x[8];

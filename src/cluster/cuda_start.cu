@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kStartThreads) start_kernel(const __grid_const
   const std::int64_t columns = static_cast<std::int64_t>(problem) * batch.columns;
 
   // cursor holds the draw until the centroids are seeded
-  draw(random_word(batch.seed, static_cast<std::uint64_t>(head)), job.n, job.count, work.order + rows, work.sizes + columns,
+  draw(random_word(batch.seed, static_cast<std::uint64_t>(head)), job.n, job.drawn, work.order + rows, work.sizes + columns,
        work.cursor + columns);
   __syncthreads();
   for (int i = threadIdx.x; i < batch.columns; i += blockDim.x) work.sizes[columns + i] = 0;
@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(128) seed_kernel(const __grid_constant__ Batch
   float square = 0;
   if (lane < batch.dim / 8) {
     uint4 y = make_uint4(0, 0, 0, 0);
-    if (c < job.count) {
+    if (c < job.drawn) {
       const std::int64_t token = static_cast<std::int64_t>(problem) * batch.rows + work.cursor[column];
       y = *reinterpret_cast<const uint4*>(work.y + token * batch.dim + lane * 8);
     }
@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(128) seed_kernel(const __grid_constant__ Batch
     }
   }
   for (int step = 16; step > 0; step /= 2) square += __shfl_xor_sync(~0u, square, step);
-  if (lane == 0) work.bias[column] = c < job.count ? -0.5f * square : -INFINITY;
+  if (lane == 0) work.bias[column] = c < job.drawn ? -0.5f * square : -INFINITY;
 }
 
 template <int kDim>

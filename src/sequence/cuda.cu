@@ -128,7 +128,7 @@ struct DeviceSequences::Implementation {
 
   ClusterOptions cluster_options() const {
     const Options& o = config.options;
-    return {o.cluster_size, o.iterations, o.int8_centroids, o.seed};
+    return {o.cluster_size, o.iterations, o.int8_centroids, o.seed, o.outlier_share};
   }
   int segment_capacity() const {
     const Options& o = config.options;

@@ -20,6 +20,7 @@ struct ClusterSpec {
   Layout layout = Layout::side_by_side;
   bool int8 = true;
   int distinct = 0;  // > 0: keys repeat after so many tokens
+  float outlier_share = 0;
 };
 inline void PrintTo(const ClusterSpec& spec, std::ostream* out) { *out << spec.name; }
 
@@ -49,7 +50,7 @@ class ClusterCase {
     batch_ = std::make_unique<DeviceBatch>(std::vector<KvCase*>{other_.get(), case_.get()}, format);
     metrics_ = random_metrics(spec.metric, spec.shape.head_dim, spec.shape.kv_heads);
     options_.cluster_size = spec.cluster_size, options_.iterations = spec.iterations, options_.int8_centroids = spec.int8;
-    options_.seed = 11;
+    options_.seed = 11, options_.outlier_share = spec.outlier_share;
     make_index();
     upload_factor();
     scratch_ = DeviceArray<std::byte>(cuda::cluster_scratch_bytes(batch_->kv(), index_, spec.tokens, options_));

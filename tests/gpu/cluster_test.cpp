@@ -165,7 +165,22 @@ INSTANTIATE_TEST_SUITE_P(
             ClusterSpec{"one_token", 1}, ClusterSpec{"five_tokens", 5}, ClusterSpec{"odd", 257, {2, 1, 64, 80}, 2},
             ClusterSpec{"one_cluster", 3000, {2, 1, 64, 64}, 4096},
             ClusterSpec{
-                "repeated_keys", 900, {2, 1, 64, 64}, 8, 3, DeviceType::bf16, Metric::query, Layout::side_by_side, true, 37}),
+                "repeated_keys", 900, {2, 1, 64, 64}, 8, 3, DeviceType::bf16, Metric::query, Layout::side_by_side, true, 37},
+            ClusterSpec{"outliers", 5000, {2, 2, 128, 128}, 16, 3, DeviceType::bf16, Metric::query, Layout::blocks, true, 0, .1f},
+            ClusterSpec{"half_outliers", 1100, {4, 2, 64, 64}, 4, 2, DeviceType::f16, Metric::l2, Layout::padded, true, 0, .5f},
+            ClusterSpec{"outliers_of_equal_keys",
+                        2100,
+                        {2, 1, 64, 64},
+                        4,
+                        3,
+                        DeviceType::bf16,
+                        Metric::query,
+                        Layout::side_by_side,
+                        true,
+                        37,
+                        .3f},
+            ClusterSpec{
+                "outliers_of_five", 5, {2, 1, 64, 64}, 1, 1, DeviceType::bf16, Metric::l2, Layout::side_by_side, true, 0, .5f}),
         testing::Bool()),
     [](const auto& test) { return std::string(std::get<0>(test.param).name) + (std::get<1>(test.param) ? "_common" : ""); });
 
