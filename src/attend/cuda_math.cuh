@@ -25,6 +25,8 @@ class MatrixMath {
   static constexpr int kWarps = kDim <= 64 && kTiles == 1 ? 12 : 8;
   // Halves keep weights down to 2^-24 only, so the largest is 2^14 instead of 1.
   static constexpr float kLift = std::is_same_v<Half, __half> ? 14.0f : 0.0f;
+  // A weight's exponent may be so much larger. Measured in a step of one kernel only, hence there.
+  static constexpr float kSlack = !kExact ? 0.0f : std::is_same_v<Half, __half> ? 1.0f : 8.0f;
 
   static constexpr __device__ __host__ int k_chunks() { return kDim * (kBytes ? 1 : 2) / 16; }
   static constexpr __device__ __host__ int v_chunks() { return k_chunks(); }
@@ -72,7 +74,8 @@ class MatrixMath {
 #pragma unroll
     for (int j = 0; j < 2 * kSteps; ++j) {
       q_[j / 2][j % 2 * 2] = g_ < a.group ? *reinterpret_cast<const std::uint32_t*>(rows + g_ * pitch + 2 * query_dim(j)) : 0;
-      q_[j / 2][j % 2 * 2 + 1] = 0;
+      // zeros that the compiler does not know: it would make them again for every tile
+      q_[j / 2][j % 2 * 2 + 1] = static_cast<std::uint32_t>(a.dim) >> (16 + j % 16);
     }
     clear();
   }
@@ -307,8 +310,8 @@ class MatrixMath {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       if constexpr (kTiles == 1) {
-        s[0][c] = near[0][c] + near[0][2 + c];
-        s[0][2 + c] = far[0][c] + far[0][2 + c];
+        s[0][c] = kExact ? near[0][c] : near[0][c] + near[0][2 + c];
+        s[0][2 + c] = kExact ? far[0][c] : far[0][c] + far[0][2 + c];
       } else {
         s[0][c] = near[0][c];
         s[1][c] = near[0][2 + c];
@@ -321,15 +324,16 @@ class MatrixMath {
     multiply_add<Half>(c, q_[j][0], q_[j][1], q_[j][2], q_[j][3], b0, b1);
   }
 
-  // Logits to weights 2^(s - maximum), after raising the maximum where needed.
+  // Logits to weights 2^(s - maximum), after raising the maximum where needed: where it is outgrown by far, since raising takes
+  // as long as a fourth of a tile, and most tiles outgrow it by a little.
   __device__ __forceinline__ void weights(float (&s)[kTiles][4]) {
 #pragma unroll
     for (int h = 0; h < kTiles; ++h) {
       float top = fmaxf(fmaxf(s[h][0], s[h][1]), fmaxf(s[h][2], s[h][3]));
-      top = fmaxf(top, __shfl_xor_sync(kWarp, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(kWarp, top, 2));
-      const bool raise = top > max_[h];
-      if (__any_sync(kWarp, raise)) {
+      if (__any_sync(kWarp, top > max_[h] + kSlack)) {
+        top = fmaxf(top, __shfl_xor_sync(kWarp, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(kWarp, top, 2));
+        const bool raise = top > max_[h] + kSlack;
         const float keep = raise ? exp2_fast(max_[h] - top) : 1.0f;
         if (raise) max_[h] = top;
         sum_[h] *= keep;
@@ -382,7 +386,7 @@ class MatrixMath {
   float cap_;
   std::uint32_t q_[kSteps][4];
   float factor_[kTiles];
-  float max_[kTiles], sum_[kTiles];  // maximum: all lanes of a head; sum: the lane's tokens
+  float max_[kTiles], sum_[kTiles];  // maximum, give or take kSlack: all lanes of a head; sum: the lane's tokens
   float out_[kTiles][kSteps][4];
 };
 

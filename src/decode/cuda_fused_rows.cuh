@@ -144,8 +144,8 @@ class RowCopier {
   __device__ RowCopier(const FusedTask& task, const Piece& piece, int length)
       : a_(task.attend), by_block_(task.select.by_block), lane_(piece.lane), sequence_(piece.sequence), length_(length) {
     base_ = {piece.head * a_.k.head + piece.sequence * a_.k.sequence, piece.head * a_.v.head + piece.sequence * a_.v.sequence};
-    k_chunk_ = a_.k.data + piece.lane % kLanes * 16;
-    v_chunk_ = a_.v.data + piece.lane % kLanes * 16;
+    asm volatile("mov.b64 %0, %1;" : "=l"(k_chunk_) : "l"(a_.k.data + piece.lane % kLanes * 16));
+    asm volatile("mov.b64 %0, %1;" : "=l"(v_chunk_) : "l"(a_.v.data + piece.lane % kLanes * 16));
   }
 
   // Of the lane's token of one of two tiles, the upper lanes' is the second; exists: there is one. Tells which lanes have rows.
@@ -236,6 +236,12 @@ class RowCopier {
   __device__ __forceinline__ int block_of(int token) const {
     return a_.block_table[static_cast<std::size_t>(sequence_) * a_.max_blocks + by_block_.divide(token)];
   }
+  // By hand: the compiler would add base and chunk one after the other for every row.
+  static __device__ __forceinline__ const std::byte* row_at(const std::byte* chunk, std::uint32_t row) {
+    const std::byte* at;
+    asm("mad.wide.u32 %0, %1, 16, %2;" : "=l"(at) : "r"(row), "l"(chunk));
+    return at;
+  }
   __device__ __forceinline__ void copy_rows(std::uint32_t to, const std::byte* chunk, const std::uint32_t* rows) const {
     to += lane_ / kLanes * row_stride(kChunks) + lane_ % kLanes * 16;
     uint4 of_lane[kSteps / 4];
@@ -245,8 +251,7 @@ class RowCopier {
     for (int i = 0; i < kSteps / 4; ++i) {
       const std::uint32_t four[4] = {of_lane[i].x, of_lane[i].y, of_lane[i].z, of_lane[i].w};
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        copy_16(to + (4 * i + k) * kAtOnce * row_stride(kChunks), chunk + static_cast<std::size_t>(four[k]) * 16, 16);
+      for (int k = 0; k < 4; ++k) copy_16(to + (4 * i + k) * kAtOnce * row_stride(kChunks), row_at(chunk, four[k]), 16);
     }
   }
 
