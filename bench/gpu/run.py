@@ -32,6 +32,7 @@ SLICES = {
     "flashinfer": (f"{{here}}/peers.py --peers flashinfer,paper --reps 15 --cells {CORNERS}", "FlashInfer, full and as the paper uses it"),
     "layers": (f"{{bin}} layers --cells {TABLE},32x32768", "a layer's step by stage, at wanted shares and at the paper's quality"),
     "layers-16": (f"{{bin}} layers --methods tactic --cluster-sizes 16 --cells {CORNERS}", "the same, clusters of 16 tokens"),
+    "layers-64": ("{bin} layers --cluster-sizes 64 --cells 1x131072,8x131072", "the same, clusters of 64 tokens, where contexts are long"),
     "layers-shapes": (f"{{bin}} layers --methods tactic --shapes {OTHERS} --cells {CORNERS}", "the same at group 8 and head dim 64"),
     "layers-long": ("{bin} layers --cells 1x524288 --methods tactic", "the same at 512K tokens"),
     "dense-long": ("{here}/peers.py --peers cudnn --cells 1x524288", "cuDNN at 512K tokens"),
