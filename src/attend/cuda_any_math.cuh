@@ -9,6 +9,7 @@ namespace tactic::cuda {
 class AnyMath {
  public:
   static constexpr int kTiles = 2, kWarps = 8;
+  static constexpr int kRowChunks = 0, kMeanChunks = 0;  // known at run time only
   static constexpr float kLift = 0;
 
   // Floats of a warp: queries [G, dim], outputs [G, v_dim], weights [G, 16], factors [16].

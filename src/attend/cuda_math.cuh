@@ -28,9 +28,11 @@ class MatrixMath {
   // A weight's exponent may be so much larger. Measured in a step of one kernel only, hence there.
   static constexpr float kSlack = !kExact ? 0.0f : std::is_same_v<Half, __half> ? 1.0f : 8.0f;
 
-  static constexpr __device__ __host__ int k_chunks() { return kDim * (kBytes ? 1 : 2) / 16; }
-  static constexpr __device__ __host__ int v_chunks() { return k_chunks(); }
-  static constexpr __device__ __host__ int mean_chunks() { return kDim / 16; }
+  // Of 16 bytes.
+  static constexpr int kRowChunks = kDim * (kBytes ? 1 : 2) / 16, kMeanChunks = kDim / 16;
+  static constexpr __device__ __host__ int k_chunks() { return kRowChunks; }
+  static constexpr __device__ __host__ int v_chunks() { return kRowChunks; }
+  static constexpr __device__ __host__ int mean_chunks() { return kMeanChunks; }
   static constexpr __device__ __host__ int v_dim() { return kDim; }
 
   __device__ MatrixMath(const AttendArgs& a, unsigned char*)

@@ -129,30 +129,50 @@ class Ring {
     row += static_cast<unsigned>(token) * steps.token;
     const unsigned mask = __ballot_sync(kWarp, valid) & 0xffffu;
     if (!valid) row = 0;
-    copy_rows(stage, a_.k.data, row, 0, rows.k_chunks(), kTile, mask);
-    copy_rows(stage + kTile * row_stride(rows.k_chunks()), a_.v.data, row, kTile, rows.v_chunks(), kTile, mask);
+    copy_rows<Rows::kRowChunks, kTile>(stage, a_.k.data, row, 0, rows.k_chunks(), mask);
+    copy_rows<Rows::kRowChunks, kTile>(stage + kTile * row_stride(rows.k_chunks()), a_.v.data, row, kTile, rows.v_chunks(), mask);
     set_head(stage, mask, 0);
   }
 
-  // `count` rows of `chunks` 16-byte chunks; row r begins `row` of lane first_lane + r (in 16 bytes) behind data. Rows outside
-  // the mask become zeros.
+  // kRows rows of `chunks` 16-byte chunks; row r begins `row` of lane first_lane + r (in 16 bytes) behind data. Rows outside the
+  // mask become zeros. kChunks: `chunks` where the compiler may know it, else 0.
+  template <int kChunks, int kRows>
   __device__ __forceinline__ void copy_rows(std::uint32_t to, const std::byte* data, unsigned row, int first_lane, int chunks,
-                                            int count, unsigned mask) const {
-    const int steps = (count * chunks + 31) / 32;
-    const auto one = [&](int step, bool whole) {
-      const int i = step * 32 + lane_;
-      const int r = i / chunks, chunk = i % chunks;
-      const unsigned begin = __shfl_sync(kWarp, row, first_lane + r);
-      if (count * chunks % 32 != 0 && r >= count) return;
-      const std::byte* from = data + chunk * 16 + static_cast<std::size_t>(begin) * 16;
-      copy_16(to + r * row_stride(chunks) + chunk * 16, from, whole ? 16 : static_cast<int>(mask >> r & 1) * 16, policy_);
-    };
-    if (mask == (count == 32 ? 0xffffffffu : (1u << count) - 1)) {
-#pragma unroll 8
-      for (int step = 0; step < steps; ++step) one(step, true);
-    } else {
+                                            unsigned mask) const {
+    constexpr unsigned kLanes = kChunks > 0 ? kChunks : 32;  // a row
+    if constexpr (kChunks > 0 && 32 % kLanes == 0 && kRows % (32 / kLanes) == 0) {
+      // A lane copies the same chunk of every so many rows: an address is one multiplication.
+      constexpr unsigned kAtOnce = 32 / kLanes, kSteps = kRows / kAtOnce;
+      const unsigned lane = static_cast<unsigned>(lane_), first = lane / kLanes, chunk = lane % kLanes;
+      const std::uint32_t at = to + first * row_stride(kChunks) + chunk * 16;
+      const std::byte* from = data + chunk * 16;
+      asm("" : "+l"(from));  // one sum for all steps
+      const int source = first_lane + static_cast<int>(first);
+      if (mask == (kRows == 32 ? 0xffffffffu : (1u << kRows) - 1)) {
+#pragma unroll
+        for (unsigned step = 0; step < kSteps; ++step) {
+          const unsigned begin = __shfl_sync(kWarp, row, source + static_cast<int>(step * kAtOnce));
+          copy_16(at + step * kAtOnce * row_stride(kChunks), from + static_cast<std::size_t>(begin) * 16, 16, policy_);
+        }
+      } else {
 #pragma unroll 1
-      for (int step = 0; step < steps; ++step) one(step, false);
+        for (unsigned step = 0; step < kSteps; ++step) {
+          const unsigned begin = __shfl_sync(kWarp, row, source + static_cast<int>(step * kAtOnce));
+          copy_16(at + step * kAtOnce * row_stride(kChunks), from + static_cast<std::size_t>(begin) * 16,
+                  static_cast<int>(mask >> (first + step * kAtOnce) & 1) * 16, policy_);
+        }
+      }
+    } else {
+      const int steps = (kRows * chunks + 31) / 32;
+#pragma unroll 4
+      for (int step = 0; step < steps; ++step) {
+        const int i = step * 32 + lane_;
+        const int r = i / chunks, chunk = i % chunks;
+        const unsigned begin = __shfl_sync(kWarp, row, first_lane + r);
+        if (r >= kRows) continue;
+        copy_16(to + r * row_stride(chunks) + chunk * 16, data + chunk * 16 + static_cast<std::size_t>(begin) * 16,
+                static_cast<int>(mask >> r & 1) * 16, policy_);
+      }
     }
   }
 
@@ -161,7 +181,7 @@ class Ring {
     const int chunks = rows.mean_chunks(), group = a_.group;
     const unsigned mask = __ballot_sync(kWarp, valid);
     const unsigned column = valid ? found_[0].base + static_cast<unsigned>(entry_) : 0;
-    copy_rows(stage, a_.mean_v, column * chunks, 0, chunks, kRepresentedTile, mask);
+    copy_rows<Rows::kMeanChunks, kRepresentedTile>(stage, a_.mean_v, column * chunks, 0, chunks, mask);
     const std::uint32_t scales = stage + kRepresentedTile * row_stride(chunks), weights = scales + kRepresentedTile * 4;
     copy_4(scales + lane_ * 4, a_.mean_v_scale + column, valid ? 4 : 0);
     const auto* from =

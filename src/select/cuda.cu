@@ -37,15 +37,15 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid
   ask_for_columns(task, piece, shared);
   const ClusteredRange range(task, piece);
   prefetch_fixed(task, piece, fixed_tokens(task, piece, range));
-  wait_copies();
   if (piece.pieces > 1) cluster_wait();  // all blocks of the head run and count what they are sent
-  __syncthreads();
-  take_columns(task, piece, shared);
 
   wait_for_predecessor();
   let_successor_start();
   const LaneQuery<Shape> of_lane(task, piece, query, piece.warp);
   const FixedTokens fixed = fixed_tokens(task, piece, range);
+  wait_copies();  // while q is on its way: blocks that start late have waited for nothing yet
+  __syncthreads();
+  take_columns(task, piece, shared);
   if (piece.warp < Shape::kGroup) stage_query(task, piece, shared, of_lane, piece.warp);
   if constexpr (Shape::kGroup > 8) {  // there are 8 warps at least
     if (piece.warp + piece.warps < Shape::kGroup)

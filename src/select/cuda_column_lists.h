@@ -51,25 +51,24 @@ struct ColumnList {
   }
 };
 
-// The warp's columns but those that are dropped at a glance: no head has a share there that could be worth reading or a mean V,
-// whatever the spread.
+// The warp's columns but those that are dropped at a glance: the sum of a column's squared shares bounds its loss and what its
+// mean V is worth, whatever the spread. What is left is little more than what is chosen.
 template <typename Shape>
 __device__ __forceinline__ void find_bright(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
                                             const float* total, int pairs, ColumnList& bright) {
-  // The sum of a column's squared shares bounds its loss and what its mean V is worth; some slack for rounding.
-  const float least = fminf(task.loss_per_row, task.represented_price) / static_cast<float>(task.group);
-  const float faintest = 0.5f * log2_fast(least) - 0.01f;  // log2 of a share
+  const float least = 0.98f * fminf(task.loss_per_row, task.represented_price);  // some slack for rounding
   int c = column_of_pair(piece, 0, piece.lane);
   const float* mass = shared.mass + c * Shape::kGroup;
 #pragma unroll 2
   for (int pair = 0; pair < pairs; ++pair) {
-    float most = kLowest;  // of the heads' shares
+    float squares = 0;
 #pragma unroll
     for (int g = 0; g < Shape::kGroup && c < piece.count; g += 4) {
       const float4 of = *reinterpret_cast<const float4*>(mass + g), in = *reinterpret_cast<const float4*>(total + g);
-      most = fmaxf(fmaxf(most, fmaxf(of.x - in.x, of.y - in.y)), fmaxf(of.z - in.z, of.w - in.w));
+      squares += (exp2_fast(2 * (of.x - in.x)) + exp2_fast(2 * (of.y - in.y))) +
+                 (exp2_fast(2 * (of.z - in.z)) + exp2_fast(2 * (of.w - in.w)));
     }
-    bright.add(piece.lane, c < piece.count && !(most < faintest), c);
+    bright.add(piece.lane, c < piece.count && !(squares < least), c);
     c += 2 * kTileRows * piece.warps;
     mass += 2 * kTileRows * piece.warps * Shape::kGroup;
   }
@@ -101,7 +100,10 @@ __device__ __forceinline__ ChosenOfWarp judge_to_lists(const SelectTask& task, c
 #pragma unroll 1
   for (int round = 0; round < rounds; ++round) {
     int c = column_of_pair(piece, round, piece.lane);
-    if constexpr (kMany) c = 32 * round + piece.lane < bright.count ? bright.get(32 * round + piece.lane) : piece.count;
+    if constexpr (kMany) {
+      c = 32 * round + piece.lane < bright.count ? bright.get(32 * round + piece.lane) : piece.count;
+      __syncwarp();  // attended ones are written there next
+    }
     bool attended, represented;
     tokens += judge_column(task, piece, shared, variances, total, c < piece.count ? c : -1, attended, represented);
     chosen.attended.add(piece.lane, attended, c);

@@ -139,6 +139,19 @@ TEST_F(GpuSelect, LongSequenceManyPieces) {
   check(c);
 }
 
+// More heads than processors: a thread block a head, with more columns than threads.
+TEST_F(GpuSelect, ManyColumnsABlock) {
+  for (const int group : {4, 8}) {
+    SelectCase c;
+    c.spec.kv.shape = {8 * group, 8, 64, 64};
+    c.tokens.assign(17, 1003);
+    c.tokens[1] = 12000;
+    SCOPED_TRACE("group " + std::to_string(group));
+    check(c);
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST_F(GpuSelect, PiecesBehindTheLastColumn) {
   SelectCase c;
   c.spec.topics = 67;
