@@ -21,6 +21,7 @@ struct ClusterSpec {
   bool int8 = true;
   int distinct = 0;  // > 0: keys repeat after so many tokens
   float outlier_share = 0;
+  int outlier_spacing = 0;  // > 0: one key and small noise, but for each so manieth token, which lies far away
 };
 inline void PrintTo(const ClusterSpec& spec, std::ostream* out) { *out << spec.name; }
 
@@ -108,7 +109,7 @@ class ClusterCase {
   }
 
  private:
-  // Keys around a few centres, with a large part that all share; optionally repeating.
+  // Keys around a few centres, with a large part that all share; optionally repeating, or one key with outliers.
   void shape_keys() {
     const auto dim = static_cast<std::size_t>(spec_.shape.head_dim);
     const std::vector<float> shared = case_->normal(dim, 3), centres = case_->normal(20 * dim, 1.5f);
@@ -119,6 +120,12 @@ class ClusterCase {
           continue;
         }
         std::vector<float> key = case_->k(t, h);
+        if (spec_.outlier_spacing > 0) {
+          for (float& x : key) x = 1 + 0.05f * x;
+          if (t % spec_.outlier_spacing == 0) key[5] += 0.7f;
+          case_->set_k(t, h, key);
+          continue;
+        }
         const std::size_t centre = case_->random()() % 20;
         for (std::size_t i = 0; i < dim; ++i) key[i] += shared[i] + centres[centre * dim + i];
         case_->set_k(t, h, key);

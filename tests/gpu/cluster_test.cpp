@@ -2,6 +2,7 @@
 // the CPU's objective from the same random start.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <tuple>
@@ -148,6 +149,31 @@ TEST_P(GpuCluster, ShapeIsThePooledCovariance) {
     }
     EXPECT_LT(std::sqrt(error / norm), 6e-3) << "head " << head;  // bf16 rounds by up to 2^-9, the spread errs by 5e-3 at most
   }
+}
+
+class GpuOutliers : public OnDevice {};
+
+// Clusters that hold both outliers and other tokens.
+int mixed_clusters(float outlier_share) {
+  constexpr int kSpacing = 200;
+  ClusterCase c(
+      {"", 640, {2, 1, 64, 64}, 64, 3, DeviceType::f32, Metric::l2, Layout::side_by_side, true, 0, outlier_share, kSpacing});
+  c.run();
+  const HeadClusters clusters = c.clusters(0);
+  expect_partition(c, clusters);
+  int mixed = 0;
+  for (int n = 0; n < clusters.count; ++n) {
+    const auto tokens =
+        clusters.tokens.span().subspan(static_cast<std::size_t>(clusters.begin[n]), static_cast<std::size_t>(clusters.size(n)));
+    const auto outliers = std::count_if(tokens.begin(), tokens.end(), [](std::int32_t token) { return token % kSpacing == 0; });
+    mixed += outliers != 0 && outliers != clusters.size(n) ? 1 : 0;
+  }
+  return mixed;
+}
+
+TEST_F(GpuOutliers, EndAmongTheirLikeWithAShareOfTheClustersAndAmongUnlikeOnesWithout) {
+  EXPECT_EQ(mixed_clusters(0.5f), 0);
+  EXPECT_GT(mixed_clusters(0), 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(
