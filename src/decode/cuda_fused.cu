@@ -17,7 +17,8 @@ constexpr int kFewestFusedPieces = 2;
 // need of the index (an H200, 1 x 128K, 1.0% of the tokens listed: 15.7 us with 8 pieces, 16.8 with 9; 1.7%: 17.5 and 17.9; 2.5%:
 // 20.0 and 19.8; 5%: 26.3 and 25.1). Only where much is listed more are faster: above this P.
 constexpr float kHighMass = 0.965f;
-constexpr int kShortPiece = 256;  // columns: eight such pieces are always enough (1 x 32K, 5%: 14.2 us, 14.9 with 9)
+constexpr int kLongestHalf = 1536;  // columns of one of two pieces: beyond, two kernels (8 x 128K, d = 64, 5%: 60 us for 75)
+constexpr int kShortPiece = 256;    // columns: eight such pieces are always enough (1 x 32K, 5%: 14.2 us, 14.9 with 9)
 
 struct FusedPlan {
   FusedKernel kernel = nullptr;
@@ -118,7 +119,7 @@ int fused_pieces(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex
     FusedTask task = make_task(query, kv, index, options, pieces, {}, nullptr);
     const FusedPlan plan = make_plan(task);
     if (plan.bytes > static_cast<std::size_t>(device_facts().shared_bytes)) return 0;
-    if (clusters_by_pieces(plan)[pieces] >= slots) return pieces;
+    if (clusters_by_pieces(plan)[pieces] >= slots) return pieces > 2 || task.select.columns <= kLongestHalf ? pieces : 0;
   }
   return 0;
 }
