@@ -17,8 +17,10 @@ constexpr int kFewestFusedPieces = 2;
 // need of the index (an H200, 1 x 128K, 1.0% of the tokens listed: 15.7 us with 8 pieces, 16.8 with 9; 1.7%: 17.5 and 17.9; 2.5%:
 // 20.0 and 19.8; 5%: 26.3 and 25.1). Only where much is listed more are faster: above this P.
 constexpr float kHighMass = 0.965f;
-constexpr int kLongestHalf = 1536;  // columns of one of two pieces: beyond, two kernels (8 x 128K, d = 64, 5%: 60 us for 75)
-constexpr int kShortPiece = 256;    // columns: eight such pieces are always enough (1 x 32K, 5%: 14.2 us, 14.9 with 9)
+constexpr int kShortPiece = 256;  // columns: eight such pieces are always enough (1 x 32K, 5%: 14.2 us, 14.9 with 9)
+// Tokens of a head of two pieces. Beyond, a long head keeps its two processors while the others rest: two kernels (8 x 128K, 5%,
+// d = 64: 59 us for 75; d = 128, clusters of 64: 85 for 95; 8 x 64K, 5%: 57 us as one, 60 as two).
+constexpr int kLongestHalf = 96 * 1024;
 
 struct FusedPlan {
   FusedKernel kernel = nullptr;
@@ -119,7 +121,7 @@ int fused_pieces(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex
     FusedTask task = make_task(query, kv, index, options, pieces, {}, nullptr);
     const FusedPlan plan = make_plan(task);
     if (plan.bytes > static_cast<std::size_t>(device_facts().shared_bytes)) return 0;
-    if (clusters_by_pieces(plan)[pieces] >= slots) return pieces > 2 || task.select.columns <= kLongestHalf ? pieces : 0;
+    if (clusters_by_pieces(plan)[pieces] >= slots) return pieces > 2 || index.token_capacity <= kLongestHalf ? pieces : 0;
   }
   return 0;
 }
