@@ -67,8 +67,8 @@ class StagedCentroids {
   const unsigned char* lane_memory_;
 };
 
-// What scoring reads of a piece's columns besides centroids, as fetch_columns(): all loads first, so that nothing waits for them
-// that could be on its way as well.
+// What scoring reads of a piece's columns besides centroids: all loads first, so that nothing waits for them that could be on its
+// way as well.
 template <typename Shape>
 class ColumnsAhead {
   static constexpr int kEach = 2;  // of a thread; more are fetched behind them

@@ -12,25 +12,6 @@ namespace tactic::cuda {
 __device__ __forceinline__ int column_of_lane(int tile, int lane) { return tile * kTileRows + lane / 4 + (lane & 2) * 4; }
 __device__ __forceinline__ int pair_of_lane(int lane) { return lane % 2 * 2; }
 
-// What scoring reads of the index besides centroids, into shared memory.
-template <typename Shape>
-__device__ __forceinline__ void fetch_columns(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared) {
-  const std::int64_t at = static_cast<std::int64_t>(piece.slot) * task.index.capacity + piece.first;
-  const std::int32_t* begin = task.index.begin + static_cast<std::int64_t>(piece.slot) * (task.index.capacity + 64) + piece.first;
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-#pragma unroll 2
-  for (int c = thread; c < piece.count; c += threads) {
-    const int first = __ldg(begin + c), size = __ldg(begin + c + 1) - first;
-    const auto tokens = static_cast<float>(size);
-    shared.column[c] = {Shape::kInt8 ? __ldg(task.index.centroid_scale + at + c) : 1.0f, __ldg(task.index.spread + at + c),
-                        log2_fast(tokens), tokens};
-    shared.begin[c] = first;
-    if (c == piece.count - 1) shared.begin[c + 1] = first + size;
-  }
-  const std::int32_t* part_begin = task.index.part_begin + static_cast<std::int64_t>(piece.slot) * (task.index.part_capacity + 1);
-  if (thread < piece.parts) shared.part_end[thread] = part_begin[thread + 1];
-}
-
 template <typename Shape>
 __device__ __forceinline__ void load_centroids(const SelectTask& task, const Piece& piece, int tile,
                                                RowTile<Shape::kChunks>& rows) {

@@ -142,7 +142,7 @@ TEST_F(GpuGoals, PaperTakesTheTokensOfAlgorithmOne) {
 // More clusters than are sorted at once.
 TEST_F(GpuGoals, PaperMergesSortedRuns) {
   if (!cuda::has_sm90_code())
-    GTEST_SKIP() << "without thread-block clusters a KV head has room for 5600 clusters: too few for runs";
+    GTEST_SKIP() << "without thread-block clusters one block holds a KV head's clusters: too few for several runs";
   SelectCase c;
   c.spec.kv.shape = {4, 1, 64, 64};
   c.spec.int8_centroids = false;
