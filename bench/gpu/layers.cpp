@@ -85,12 +85,24 @@ class LayerBench {
     row.times = session_.timer(c_.layers, [&](int layer, cudaStream_t s) { layers_.attend(layer, s); });
     row.bytes = kv_bytes;
     session_.results.add(row);
-    Row gather = gather_limit(session_.timer, c_, choice.rows);
+    Row gather = gather_limit(session_.timer, c_, choice.rows.numbers);
     gather.share = choice.share, gather.note = "the rows of " + variant;
     session_.results.add(gather);
+    add_floor(variant, choice);
   }
 
  private:
+  void add_floor(const std::string& variant, const TacticLayers::Choice& choice) {
+    if (method_ != "tactic" || (c_.head_dim != 64 && c_.head_dim != 128) || c_.group() > 8) return;  // no step is one kernel
+    std::vector<const void*> centroids;
+    for (int layer = 0; layer < c_.layers; ++layer) centroids.push_back(layers_.storage(layer).index().centroid8);
+    const DeviceIndex& index = layers_.storage(0).index();
+    Row row = step_floor(session_.timer, c_, choice.rows, centroids, static_cast<std::size_t>(index.capacity * c_.head_dim));
+    if (row.layers == 0) return;  // more KV heads than thread-block clusters
+    row.share = choice.share, row.note = "the rows of " + variant;
+    session_.results.add(row);
+  }
+
   const Session& session_;
   const Case& c_;
   std::string method_;

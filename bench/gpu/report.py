@@ -86,14 +86,14 @@ def steps_table(rows, shape):
     lines = []
     for r in (r for r in rows if r["what"] == "tactic step" and r["shape"] == shape):
         at = dict(shape=shape, cell=r["cell"], variant=r["variant"])
-        gathers = [x for x in rows if x["what"] == "gather limit" and x["shape"] == shape and x["cell"] == r["cell"] and x["note"] == "the rows of " + r["variant"]]
-        dense, gather = best(rows, DENSE + ("tactic dense",), shape=shape, cell=r["cell"]), min(gathers, key=lambda x: x["us"], default=None)
+        same = dict(shape=shape, cell=r["cell"], note="the rows of " + r["variant"])
+        dense, gather = best(rows, DENSE + ("tactic dense",), shape=shape, cell=r["cell"]), best(rows, ("gather limit",), **same)
         ratio = f"{dense['us'] / r['us']:.2f}x" + ("" if dense["what"] != "tactic dense" else " (own)") if dense else "-"
         lines.append([name_of(r["cell"]), r["variant"], f"{r['share']:.2%}", us(best(rows, ("tactic select",), **at)),
-                      us(best(rows, ("tactic attend",), **at)), us(gather), f"**{us(r)}**", ratio, f"{float(r['error']):.4f}"])
+                      us(best(rows, ("tactic attend",), **at)), us(gather), us(best(rows, ("step floor",), **same)), f"**{us(r)}**", ratio, f"{float(r['error']):.4f}"])
     if lines:
         print(f"### Tactic, {shape[0]}/{shape[1]} heads, d {shape[2]}, microseconds a layer\n")
-        table(["batch, context", "pipeline", "listed", "select", "attend", "bare gather", "step", "over best dense", "error"], lines)
+        table(["batch, context", "pipeline", "listed", "select", "attend", "bare gather", "floor", "step", "over best dense", "error"], lines)
 
 
 def goals_table(rows):

@@ -229,7 +229,10 @@ TacticLayers::Choice TacticLayers::choose(cudaStream_t stream, bool rows) const 
     const auto represented = l.represented_count == nullptr ? std::vector<std::int32_t>(slots * pieces, 0)
                                                             : fetch(l.represented_count, slots * pieces);
     const auto tokens = rows ? fetch(l.tokens, slots * static_cast<std::size_t>(l.token_stride)) : std::vector<std::int32_t>();
-    if (rows) choice.rows.emplace_back();
+    choice.rows.numbers.emplace_back();
+    choice.rows.first.push_back({0});
+    choice.rows.listed.emplace_back();
+    std::vector<std::int32_t>& numbers = choice.rows.numbers.back();
     for (std::size_t slot = 0; slot < slots; ++slot) {
       double listed = 0;
       for (std::size_t p = slot * pieces; p < (slot + 1) * pieces; ++p) {
@@ -239,10 +242,12 @@ TacticLayers::Choice TacticLayers::choose(cudaStream_t stream, bool rows) const 
           const std::int32_t token =
               tokens[slot * static_cast<std::size_t>(l.token_stride) + static_cast<std::size_t>(first[p] + i)];
           const auto s = static_cast<std::int64_t>(slot) / c_.kv_heads, h = static_cast<std::int64_t>(slot) % c_.kv_heads;
-          choice.rows.back().push_back(static_cast<std::int32_t>((s * c_.context + token) * c_.kv_heads + h));
+          numbers.push_back(static_cast<std::int32_t>((s * c_.context + token) * c_.kv_heads + h));
         }
       }
-      if (rows) add_always_attended(slot, choice.rows.back());
+      choice.rows.listed.back().push_back(static_cast<std::int32_t>(listed));
+      if (rows) add_always_attended(slot, numbers);
+      choice.rows.first.back().push_back(static_cast<std::int32_t>(numbers.size()));
       const double share = listed / static_cast<double>(c_.context);
       choice.share += weight * share;
       choice.least = std::min(choice.least, share), choice.most = std::max(choice.most, share);

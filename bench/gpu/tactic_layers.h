@@ -8,6 +8,7 @@
 #include "cases.h"
 #include "core/device.h"
 #include "core/options.h"
+#include "limits.h"
 #include "synthetic.h"
 
 namespace tactic::bench::gpu {
@@ -58,10 +59,10 @@ class TacticLayers {
   void attend(int layer, cudaStream_t stream) const;  // the lists that select left in this layer
 
   struct Choice {
-    double share = 0;                             // of the tokens in lists, mean over layers, sequences and KV heads
-    double represented = 0;                       // clusters that join by their mean V, likewise
-    double least = 0, most = 0;                   // shares of the sparsest and the fullest list
-    std::vector<std::vector<std::int32_t>> rows;  // [layers] numbers of all K and V rows that are read
+    double share = 0;            // of the tokens in lists, mean over layers, sequences and KV heads
+    double represented = 0;      // clusters that join by their mean V, likewise
+    double least = 0, most = 0;  // shares of the sparsest and the fullest list
+    StepRows rows;
   };
   Choice choose(cudaStream_t stream, bool rows = false) const;
   // Mean of |out - dense out| / |dense out| over the query heads of all layers; NaN if some head's result is not finite.
