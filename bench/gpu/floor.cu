@@ -3,16 +3,18 @@
 #include <algorithm>
 #include <string>
 
+#include "attend/cuda_ptx.cuh"
 #include "core/cuda.h"
-#include "core/cuda_ptx.h"
 #include "limits.h"
 
 namespace tactic::bench::gpu {
 namespace {
 
+using cuda::commit_copies;
 using cuda::copy_async;
 using cuda::expect_bytes;
 using cuda::send_to_block;
+using cuda::wait_copies;
 using cuda::wait_for_bytes;
 
 constexpr int kWarps = 8, kTile = 16, kStages = 2, kMostBlocks = 16;
@@ -37,12 +39,6 @@ struct FloorShared {
   std::uint32_t rows[kWarps][2 * kStages * kTile];
 };
 
-[[maybe_unused]] __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kLeft>
-__device__ __forceinline__ void wait_groups() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-}
-
 // A warp's tiles first, first + step, ... below `end` of the rows at `rows`: copied to its stages, two on their way, row numbers
 // two tiles ahead of the copies, a lane a row of two tiles.
 template <int kRowBytes>
@@ -63,7 +59,7 @@ class TileCopier {
     send();
 #pragma unroll 1
     for (; used_ < sent_count_; ++used_) {
-      wait_groups<kStages - 1>();
+      wait_copies<kStages - 1>();
       __syncwarp();
       mixed += *reinterpret_cast<const float*>(stages_ + used_ % kStages * kTileBytes + lane_ * 64);
       __syncwarp();
@@ -78,7 +74,7 @@ class TileCopier {
     asked_ += 2 * step_;
   }
   __device__ __forceinline__ void send() {
-    if (sent_ >= end_) return commit();
+    if (sent_ >= end_) return commit_copies();
     const int pair = sent_count_ / 2 % 2;
     if (sent_count_ % 2 == 0) {
       __syncwarp();
@@ -96,7 +92,7 @@ class TileCopier {
       copy_async(to + i * 512, task_.k + at);
       copy_async(to + kTile * kRowBytes + i * 512, task_.v + at);
     }
-    commit();
+    commit_copies();
     sent_ += step_;
     ++sent_count_;
   }
@@ -126,7 +122,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) floor_step(const __grid_consta
   const char* index = task.index + static_cast<std::size_t>(slot) * task.index_bytes + rank * piece;
   for (int i = thread * 16; i < piece; i += 32 * kWarps * 16)  // to the warps' second stages, in turn
     copy_async(stages + (i / kTileBytes % kWarps) * kStageBytes + kTileBytes + i % kTileBytes, index + i);
-  commit();
+  commit_copies();
   const int first = __ldg(task.first + slot), listed = __ldg(task.listed + slot),
             always = __ldg(task.first + slot + 1) - first - listed;
   cuda::cluster_wait();
@@ -144,7 +140,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) floor_step(const __grid_consta
   unsigned char* stage = stages + warp * kStageBytes;
   TileCopier<kRowBytes> fixed(task, task.rows + first + listed, always, stage, shared.rows[warp]);
   fixed.start(rank + blocks * (kWarps - 1 - warp), blocks * kWarps);
-  wait_groups<1>();  // the index
+  wait_copies<1>();  // the index
   __syncthreads();
   mixed += *reinterpret_cast<const float*>(stage + kTileBytes + lane * 16);
   __syncthreads();
