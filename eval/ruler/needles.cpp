@@ -117,10 +117,18 @@ std::string listed(const std::vector<std::string>& names) {
   return fmt::format("{}, and {}", fmt::join(names.begin(), names.end() - 1, ", "), names.back());
 }
 
-RulerSample make(const NeedleTask& task, const RulerRequest& request, const RulerSources& sources, int size) {
-  // Needles and questions do not depend on the size: the search for the length compares like with like.
+// A haystack of `size` and what is hidden in it.
+struct Hidden {
+  std::vector<Needle> needles;
+  std::string haystack;
+};
+
+Hidden hide(const NeedleTask& task, const RulerRequest& request, const RulerSources& sources, int size) {
+  // Needles do not depend on the size: the search for the length compares like with like.
   Maker maker(task, Random(request.seed * 1000003 + static_cast<std::uint64_t>(request.context)));
-  std::vector<Needle> needles(static_cast<std::size_t>(task.keys));
+  Hidden hidden;
+  std::vector<Needle>& needles = hidden.needles;
+  needles.resize(static_cast<std::size_t>(task.keys));
   for (Needle& needle : needles) {
     needle.key = maker.key();
     for (int v = 0; v < task.values; ++v) needle.values.push_back(maker.value());
@@ -130,11 +138,10 @@ RulerSample make(const NeedleTask& task, const RulerRequest& request, const Rule
     for (const std::string& value : needle.values) texts.push_back(needle_text(task, needle.key, value));
   }
   maker.random().shuffle(texts);
-  std::string haystack;
   if (task.haystack == Haystack::essay) {
-    haystack = mix_essay(sources.essay, size, texts, maker.random());
+    hidden.haystack = mix_essay(sources.essay, size, texts, maker.random());
   } else if (task.haystack == Haystack::noise) {
-    haystack = mix_lines(std::vector<std::string>(static_cast<std::size_t>(size), kNoise), texts, maker.random());
+    hidden.haystack = mix_lines(std::vector<std::string>(static_cast<std::size_t>(size), kNoise), texts, maker.random());
   } else {
     Random places(maker.random().next());
     std::vector<std::string> filler;
@@ -145,8 +152,13 @@ RulerSample make(const NeedleTask& task, const RulerRequest& request, const Rule
       filler.push_back(needle_text(task, other.key, other.values.front()));
       needles.push_back(std::move(other));
     }
-    haystack = mix_lines(std::move(filler), texts, places);
+    hidden.haystack = mix_lines(std::move(filler), texts, places);
   }
+  return hidden;
+}
+
+RulerSample ask(const NeedleTask& task, const Hidden& hidden, int question) {
+  const std::vector<Needle>& needles = hidden.needles;
   std::vector<std::string> asked;
   RulerSample sample;
   if (task.queries > 1) {
@@ -155,9 +167,8 @@ RulerSample make(const NeedleTask& task, const RulerRequest& request, const Rule
       sample.references.insert(sample.references.end(), needle.values.begin(), needle.values.end());
   } else {
     // Question 0 asks the first key; further ones spread over the others.
-    const std::size_t which = request.question == 0 ? 0
-                                                    : static_cast<std::size_t>(request.question) *
-                                                          std::max<std::size_t>(1, needles.size() / 64) % needles.size();
+    const std::size_t which =
+        question == 0 ? 0 : static_cast<std::size_t>(question) * std::max<std::size_t>(1, needles.size() / 64) % needles.size();
     asked.push_back(needles[which].key);
     sample.references = needles[which].values;
   }
@@ -167,11 +178,11 @@ RulerSample make(const NeedleTask& task, const RulerRequest& request, const Rule
       one ? fmt::format(
                 "A special magic {} is hidden within the following text. Memorize it: you will be asked for the {} "
                 "afterwards.\n{}",
-                what, what, haystack)
+                what, what, hidden.haystack)
           : fmt::format(
                 "Some special magic {} are hidden within the following text. Memorize them: you will be asked for the "
                 "{} afterwards.\n{}",
-                what, what, haystack);
+                what, what, hidden.haystack);
   const std::string who = listed(asked);
   sample.question = one ? fmt::format("What is the special magic {} for {} mentioned in the provided text?", what, who)
                         : fmt::format("What are all the special magic {} for {} mentioned in the provided text?", what, who);
@@ -181,6 +192,17 @@ RulerSample make(const NeedleTask& task, const RulerRequest& request, const Rule
   return sample;
 }
 
+// The longest question that the context allows, so that its length, and so the context, is the same for all: it is read once.
+RulerSample ask_longest(const NeedleTask& task, const RulerRequest& request, const Hidden& hidden) {
+  int longest = 0, most = -1;
+  for (int question = 0; question < ruler_questions(request.task); ++question) {
+    const RulerSample sample = ask(task, hidden, question);
+    const int tokens = request.count("", sample.question + sample.answer_prefix);
+    if (tokens > most) longest = question, most = tokens;
+  }
+  return ask(task, hidden, longest);
+}
+
 }  // namespace
 
 RulerSample make_needles(const RulerRequest& request, const RulerSources& sources) {
@@ -188,8 +210,9 @@ RulerSample make_needles(const RulerRequest& request, const RulerSources& source
       std::find_if(std::begin(kNeedleTasks), std::end(kNeedleTasks), [&](const NeedleTask& t) { return request.task == t.name; });
   if (task->haystack == Haystack::essay && sources.essay.empty())
     throw Error(Status::invalid_argument, fmt::format("task {} hides needles in a text: name one with --text", request.task));
-  const auto sample = [&](int size) { return make(*task, request, sources, size); };
-  return sample(largest_that_fits(request, 1, kMost, sample));
+  const int size = largest_that_fits(
+      request, 1, kMost, [&](int trial) { return ask_longest(*task, request, hide(*task, request, sources, trial)); });
+  return ask(*task, hide(*task, request, sources, size), request.question);
 }
 
 }  // namespace tactic::eval

@@ -61,6 +61,21 @@ TEST_P(EveryTask, FillsTheLengthAndNeverExceedsIt) {
   }
 }
 
+TEST_P(EveryTask, AsksAllQuestionsOfOneContext) {
+  for (const int length : {3000, 3010, 9000}) {  // lengths at which the questions' own lengths decide over a line more or less
+    std::set<std::string> contexts, questions;
+    for (int question = 0; question < ruler_questions(GetParam()); ++question) {
+      const RulerSample sample = make_ruler(request_for(GetParam(), length, 0, question), sources());
+      contexts.insert(sample.context);
+      questions.insert(sample.question);
+      EXPECT_LE(count_tokens(sample.context) + count_tokens(sample.question + sample.answer_prefix) + sample.answer_tokens,
+                length);
+    }
+    EXPECT_EQ(contexts.size(), 1u) << length;
+    EXPECT_EQ(questions.size(), static_cast<std::size_t>(ruler_questions(GetParam()))) << length;
+  }
+}
+
 TEST_P(EveryTask, IsTheSameForASeedAndOtherForAnotherContext) {
   const RulerSources from = sources();
   const RulerSample a = make_ruler(request_for(GetParam()), from);
