@@ -109,16 +109,21 @@ class LayerBench {
   TacticLayers layers_;
 };
 
-// The mass at which this pipeline's output errs by `wanted`: bisection, error falls with mass.
-double mass_of_error(TacticLayers& layers, double wanted, cudaStream_t stream) {
+// Sets the least mass at which this pipeline's output errs by no more than `wanted`: bisection, error falls with mass.
+double match_error(TacticLayers& layers, double wanted, cudaStream_t stream) {
   double low = 0.3, high = 0.995;
-  for (int trial = 0; trial < 8; ++trial) {
-    Options options = layers.options();
-    options.mass = static_cast<float>((low + high) / 2);
+  Options options = layers.options();
+  const auto set = [&](double mass) {
+    options.mass = static_cast<float>(mass);
     layers.set_options(options);
-    (layers.error(stream) > wanted ? low : high) = (low + high) / 2;
+  };
+  for (int trial = 0; trial < 11; ++trial) {
+    const double middle = (low + high) / 2;
+    set(middle);
+    (layers.error(stream) > wanted ? low : high) = middle;
   }
-  return static_cast<double>(layers.options().mass);
+  set(high);
+  return high;
 }
 
 std::string percent(double share) {
@@ -150,7 +155,7 @@ void measure_case(const Session& session, const Case& c, int cluster_size) {
       if (method == "paper" && mass == session.settings.masses.front()) paper_error = bench.layers().error(bench.stream());
     }
     if (method != "paper" && paper_error > 0) {
-      const double mass = mass_of_error(bench.layers(), paper_error, bench.stream());
+      const double mass = match_error(bench.layers(), paper_error, bench.stream());
       bench.step(method + " equal to paper, P=" + percent(mass) + size);
     }
     if (method == "paper") continue;
