@@ -29,6 +29,13 @@ __device__ __forceinline__ uint4 load_once(const void* p) {
   return v;
 }
 
+// On its way from here on: code that is not to wait for it may follow.
+__device__ __forceinline__ int load_ahead(const std::int32_t* p) {
+  int v;
+  asm volatile("ld.global.b32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // 2^x to 2 ulp, -inf -> 0.
@@ -52,6 +59,12 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Copies of this thread in groups: those since the end of the group before.
+__device__ __forceinline__ void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kLeft>
+__device__ __forceinline__ void wait_copy_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
 
 // ---- thread-block clusters, sm_90 on; a kernel for older devices runs one block a cluster and never calls these ----
 

@@ -4,111 +4,12 @@
 
 #include "core/error.h"
 #include "select/cuda.h"
-#include "select/cuda_column_lists.h"
 #include "select/cuda_device.h"
-#include "select/cuda_exported.h"
-#include "select/cuda_fixed.h"
+#include "select/cuda_kernels.h"
 #include "select/loss.h"
 
 namespace tactic::cuda {
 namespace {
-
-// kMany: a piece has more columns than threads. Kernels of their own, since at batch 1 a step waits for the code that it fetches,
-// executed or not: with one kernel for both it takes 22.3 us at 32K and 31.8 at 128K, without the code for many 21.7 and 29.8.
-template <typename Shape, bool kMany>
-__global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid_constant__ SelectTask task) {
-  extern __shared__ __align__(16) std::byte memory[];
-  const Piece piece(task);
-  SelectShared<Shape> shared;
-  auto* lists = reinterpret_cast<std::uint16_t*>(
-      memory + shared.place(memory, task.columns, task.index.part_capacity, task.query.softcap > 0, task.shape_rows));
-  if (piece.pieces > 1) {
-    if (threadIdx.x == 0) init_barrier(shared.arrived);
-    cluster_arrive_relaxed();
-  }
-
-  // What the index holds does not depend on the kernel before: it may be read before that has ended.
-  const int tiles = tiles_of_piece(piece);
-  CentroidsAhead<Shape> ahead;
-  load_first_centroids<Shape>(task, piece, tiles, ahead);
-  const CovarianceRows covariances = fetch_covariances(task, piece, shared);
-  const QueryRows query(task, piece);
-  prefetch_query(task, query);
-  ask_for_columns(task, piece, shared);
-  const ClusteredRange range(task, piece);
-  prefetch_fixed(task, piece, fixed_tokens(task, piece, range));
-  if (piece.pieces > 1) cluster_wait();  // all blocks of the head run and count what they are sent
-
-  wait_for_predecessor();
-  let_successor_start();
-  const LaneQuery<Shape> of_lane(task, piece, query, piece.warp);
-  const FixedTokens fixed = fixed_tokens(task, piece, range);
-  wait_copies();  // while q is on its way: blocks that start late have waited for nothing yet
-  __syncthreads();
-  take_columns(task, piece, shared);
-  if (piece.warp < Shape::kGroup) stage_query(task, piece, shared, of_lane, piece.warp);
-  if constexpr (Shape::kGroup > 8) {  // there are 8 warps at least
-    if (piece.warp + piece.warps < Shape::kGroup)
-      stage_query(task, piece, shared, LaneQuery<Shape>(task, piece, query, piece.warp + piece.warps), piece.warp + piece.warps);
-  }
-  // Always-attended keys are on their way while centroids are scored; earlier where registers have room for them.
-  constexpr bool kEarly = !kMany && Shape::kGroup == 4;
-  int fixed_tile = first_fixed_tile(piece);
-  RowTile<Shape::kBf16Chunks> keys;
-  bool valid[2];
-  if (kEarly && fixed_tile * kTileRows < fixed.count) load_fixed<Shape>(task, piece, fixed, fixed_tile, keys, valid);
-  __syncthreads();
-  if (piece.pieces > 1 && threadIdx.x == 0)
-    expect_bytes(shared.arrived, static_cast<std::uint32_t>(piece.pieces * piece.warps * Shape::kGroup * 8));
-  sum_forms(task, piece, shared, covariances);
-  __syncthreads();
-  const float* variances = sum_variances(task, piece, shared);
-  if (!kEarly && fixed_tile * kTileRows < fixed.count) load_fixed<Shape>(task, piece, fixed, fixed_tile, keys, valid);
-
-  RunningSum sums[Shape::kQueryTiles][2];
-  score_tiles(task, piece, shared, variances, tiles, ahead, sums);
-#pragma unroll 1
-  while (fixed_tile * kTileRows < fixed.count) {
-    score_fixed<Shape>(task, piece, shared, keys, valid, sums);
-    fixed_tile += piece.pieces * piece.warps;
-    if (fixed_tile * kTileRows < fixed.count) load_fixed<Shape>(task, piece, fixed, fixed_tile, keys, valid);
-  }
-  share_sums(piece, shared, sums);
-  const float joined = wait_for_sums(piece, shared);
-  const int member = piece.lane % Shape::kGroup;
-  if (piece.rank == 0 && piece.warp == 0 && piece.lane < task.group) {
-    task.lists.reference[piece.slot * task.group + member] = joined * kLn2;
-    const bool finite = isfinite(joined) || piece.count == 0;
-    const std::uint32_t faults = fixed.faults != 0 ? fixed.faults : finite ? 0 : device_status::non_finite;
-    if (faults != 0) atomicOr(task.status + piece.sequence, faults);
-  }
-  if (task.exported.share != nullptr) [[unlikely]]
-    return export_columns(task, piece, shared, variances, joined);
-
-  const int pairs = fixed.faults == 0 ? pairs_of_warp(piece, tiles) : 0;
-  const ChosenOfWarp chosen = judge_to_lists<kMany>(task, piece, shared, lists, variances, joined, pairs);
-  __syncthreads();
-  const ChosenCounts counts = count_chosen(piece, shared);
-  const int stretch = piece.slot * piece.pieces + piece.rank;
-  const ChosenColumns columns{shared.places(), shared.sources(task.columns)};
-  list_attended(piece, shared, chosen.attended, columns, counts.first.chosen, counts.first.tokens);
-  const std::int64_t at = static_cast<std::int64_t>(stretch) * task.lists.represented_stride + counts.first.represented;
-#pragma unroll 1
-  for (int i = piece.lane; i < chosen.represented.count; i += 32)
-    list_represented(task, piece, shared, at + i, chosen.represented.get(i));
-  __syncthreads();
-  const int first = piece.count > 0 ? shared.begin[0] : 0;
-  const std::int64_t of_slot = static_cast<std::int64_t>(piece.slot) * task.index.token_capacity;
-  copy_tokens<kMany>(piece, columns, counts.columns, counts.tokens, task.index.tokens + of_slot,
-                     task.lists.tokens + of_slot + first);
-  if (threadIdx.x == 0) {
-    task.lists.token_first[stretch] = first;
-    task.lists.token_count[stretch] = counts.tokens;
-    task.lists.represented_count[stretch] = counts.represented;
-  }
-}
-
-// ---- launch ----------------------------------------------------------------------------------------------------------
 
 int columns_of_piece(const DeviceIndex& index, int pieces) {
   return ((index.capacity + pieces - 1) / pieces + kTileRows - 1) / kTileRows * kTileRows;
@@ -142,20 +43,10 @@ Plan make_plan(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& 
   return plan;
 }
 
-template <typename Shape, bool kMany>
-void launch_select(SelectTask task, const Plan& plan, cudaStream_t stream) {
-  const DeviceFacts& facts = device_facts();
-  const auto measure = [&](int shape_rows) {
-    return SelectShared<Shape>().place(nullptr, plan.columns, task.index.part_capacity, task.query.softcap > 0, shape_rows) +
-           column_lists_bytes(plan.columns);
-  };
-  // The covariances are copied early where they are in no other block's way: two blocks of 256 threads fit on a processor.
-  const int rows = task.spread ? task.index.part_capacity * task.query.shape.head_dim : 0;
-  task.shape_rows = measure(rows) <= static_cast<std::size_t>(facts.shared_bytes) / (plan.threads == 512 ? 1 : 2) ? rows : 0;
-  const std::size_t bytes = measure(task.shape_rows);
-  check_shared_bytes("capacity", task.index.capacity, bytes, static_cast<std::size_t>(facts.shared_bytes),
+void launch_kernel(void (*kernel)(SelectTask), const SelectTask& task, const Plan& plan, std::size_t bytes, cudaStream_t stream) {
+  check_shared_bytes("capacity", task.index.capacity, bytes, static_cast<std::size_t>(device_facts().shared_bytes),
                      "a larger cluster_size");
-  check(cudaFuncSetAttribute(select_kernel<Shape, kMany>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "shared memory of select");
   Launch shape;
   shape.grid =
@@ -164,18 +55,51 @@ void launch_select(SelectTask task, const Plan& plan, cudaStream_t stream) {
   shape.shared_bytes = bytes;
   shape.cluster = plan.pieces;
   shape.dependent = true;
-  launch("select", select_kernel<Shape, kMany>, shape, stream, task);
+  launch("select", kernel, shape, stream, task);
+}
+
+// Shared memory of a block that is in no other's way: two of 256 threads fit on a processor, which keeps 1 KB for each.
+std::size_t own_bytes(const Plan& plan) {
+  const int bytes = device_facts().shared_bytes;
+  return static_cast<std::size_t>(plan.threads == 512 ? bytes : (bytes - 1024) / 2) / 16 * 16;
+}
+
+template <typename Shape>
+void launch_select(SelectTask task, const Plan& plan, cudaStream_t stream) {
+  const auto measure = [&](int shape_rows) {
+    return SelectShared<Shape>().place(nullptr, plan.columns, task.index.part_capacity, task.query.softcap > 0, shape_rows) +
+           column_lists_bytes(plan.columns);
+  };
+  // The covariances are copied early where they are in no other block's way.
+  const int rows = task.spread ? task.index.part_capacity * task.query.shape.head_dim : 0;
+  task.shape_rows = measure(rows) <= own_bytes(plan) ? rows : 0;
+  launch_kernel(select_kernel<Shape>, task, plan, measure(task.shape_rows), stream);
+}
+
+// Whether a piece has many columns, and room for the least of a ring of centroids.
+template <typename Shape>
+bool launch_many(SelectTask task, const Plan& plan, cudaStream_t stream) {
+  using Ring = CentroidRing<Shape>;
+  SelectShared<Shape> shared;
+  const std::size_t arrays = shared.place(nullptr, plan.columns, task.index.part_capacity, task.query.softcap > 0, 0, true);
+  const std::size_t stage = Ring::stage_bytes(plan.threads / 32),
+                    least = std::max(column_lists_bytes(plan.columns), Ring::kFewestStages * stage);
+  if (plan.columns <= plan.threads || arrays + least > static_cast<std::size_t>(device_facts().shared_bytes)) return false;
+  const std::size_t most = std::max(least, Ring::kMostStages * stage);
+  const std::size_t room = arrays + most <= own_bytes(plan) ? most : least;
+  task.places = shared.places_from_null();
+  task.room = static_cast<int>(room);
+  const int round = 2 * kTileRows * plan.threads / 32;  // columns that the warps judge at once
+  task.columns_of_warp = (plan.columns + round - 1) / round * 32;
+  launch_kernel(select_many_kernel<Shape>, task, plan, arrays + room, stream);
+  return true;
 }
 
 template <int Group, int Dim>
 void launch_type(const SelectTask& task, const Plan& plan, cudaStream_t stream) {
-  if (!task.index.int8_centroids) {
-    launch_select<SelectShape<Group, Dim, false>, false>(task, plan, stream);
-  } else if (plan.columns > plan.threads) {
-    launch_select<SelectShape<Group, Dim, true>, true>(task, plan, stream);
-  } else {
-    launch_select<SelectShape<Group, Dim, true>, false>(task, plan, stream);
-  }
+  if (!task.index.int8_centroids) return launch_select<SelectShape<Group, Dim, false>>(task, plan, stream);
+  using Shape = SelectShape<Group, Dim, true>;
+  if (!launch_many<Shape>(task, plan, stream)) launch_select<Shape>(task, plan, stream);
 }
 
 template <int Group>
@@ -193,7 +117,7 @@ void launch_dim(const SelectTask& task, const Plan& plan, cudaStream_t stream) {
 // Thread-block clusters that run at the same time, a block a processor: less than processors / blocks, since a cluster's
 // processors are neighbours.
 int clusters_of(int blocks, int shared_bytes) {
-  const auto kernel = select_kernel<SelectShape<4, 128, true>, false>;
+  const auto kernel = select_kernel<SelectShape<4, 128, true>>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), "shared memory of select");
   Launch shape;
   shape.block = 32 * kMostWarps;

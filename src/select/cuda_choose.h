@@ -15,8 +15,16 @@ __device__ __forceinline__ float log2_cosh(float variance) {
   return s + log2_fast(fmaf(0.5f, exp2_fast(-2 * s), 0.5f));  // s + log((1 + exp(-2 s)) / 2)
 }
 
+// What judging reads of a column.
+template <bool kMany, typename Shape>
+__device__ __forceinline__ Column column_at(const SelectShared<Shape>& shared, int c) {
+  if constexpr (!kMany) return shared.column[c];
+  const auto tokens = static_cast<float>(shared.begin[c + 1] - shared.begin[c]);
+  return {shared.scale[c], shared.spread[c], log2_fast(tokens), tokens};
+}
+
 // joined: log2 of the mass of head lane % kGroup.
-template <typename Shape>
+template <bool kMany, typename Shape>
 __device__ __forceinline__ void export_columns(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
                                                const float* variances, float joined) {
   float* total = shared.query;  // of the heads; scoring has left it
@@ -26,7 +34,7 @@ __device__ __forceinline__ void export_columns(const SelectTask& task, const Pie
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < piece.count * task.group; i += static_cast<int>(blockDim.x)) {
     const int g = i / piece.count, c = i - g * piece.count;
-    const Column column = shared.column[c];
+    const Column column = column_at<kMany>(shared, c);
     const int part = part_of(shared.part_end, piece.parts, piece.first + c);
     const float slope = task.query.softcap > 0 ? shared.slope[c * Shape::kGroup + g] : 1.0f;
     const float variance = variances[part * Shape::kGroup + g] * column.spread * slope;
@@ -52,7 +60,7 @@ __device__ __forceinline__ int pairs_of_warp(const Piece& piece, int tiles) {
 
 // What becomes of a lane's column c (negative: none), log weights in place of its masses. Returns the number of its tokens if it
 // is attended; L2 fetches their numbers meanwhile. total: [kGroup] log2 of the heads' mass.
-template <typename Shape>
+template <bool kMany = false, typename Shape>
 __device__ __forceinline__ int judge_column(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
                                             const float* variances, const float* total, int c, bool& attended,
                                             bool& represented) {
@@ -61,7 +69,7 @@ __device__ __forceinline__ int judge_column(const SelectTask& task, const Piece&
   const bool ripples = task.represent && task.spread;
   attended = represented = false;
   if (c >= 0) {
-    const Column column = shared.column[c];
+    const Column column = column_at<kMany>(shared, c);
     if (piece.parts > 1) variances += part_of(shared.part_end, piece.parts, piece.first + c) * Shape::kGroup;
     float per_size;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(per_size) : "f"(column.size));

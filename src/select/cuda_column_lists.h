@@ -7,9 +7,11 @@
 namespace tactic::cuda {
 
 // What scoring reads of the index besides centroids is asked for all at once, so that it costs one trip to memory; scales and
-// spreads wait where the masses will be.
-template <typename Shape>
+// spreads wait where the masses will be, of many columns where they stay.
+template <bool kMany, typename Shape>
 __device__ __forceinline__ void ask_for_columns(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared) {
+  float* spread = kMany ? shared.spread : shared.mass;
+  float* scale = kMany ? shared.scale : shared.mass + task.columns;
   const std::int64_t at = static_cast<std::int64_t>(piece.slot) * task.index.capacity + piece.first;
   const std::int32_t* begin = task.index.begin + static_cast<std::int64_t>(piece.slot) * (task.index.capacity + 64) + piece.first;
   const int thread = static_cast<int>(threadIdx.x);
@@ -17,11 +19,12 @@ __device__ __forceinline__ void ask_for_columns(const SelectTask& task, const Pi
   for (int c = 4 * thread; c <= piece.count; c += 4 * static_cast<int>(blockDim.x)) {  // columns are readable in fours
     copy_async(shared.begin + c, begin + c);
     if (c == piece.count) break;
-    copy_async(shared.mass + c, task.index.spread + at + c);
-    if (Shape::kInt8) copy_async(shared.mass + task.columns + c, task.index.centroid_scale + at + c);
+    copy_async(spread + c, task.index.spread + at + c);
+    if (Shape::kInt8) copy_async(scale + c, task.index.centroid_scale + at + c);
   }
-  const std::int32_t* part_begin = task.index.part_begin + static_cast<std::int64_t>(piece.slot) * (task.index.part_capacity + 1);
-  if (thread < piece.parts) shared.part_end[thread] = part_begin[thread + 1];
+}
+__device__ __forceinline__ const std::int32_t* part_ends(const SelectTask& task, const Piece& piece) {
+  return task.index.part_begin + static_cast<std::int64_t>(piece.slot) * (task.index.part_capacity + 1) + 1;
 }
 
 // Once all threads' copies have come.
@@ -41,6 +44,7 @@ struct ColumnList {
   int count = 0;
 
   __device__ ColumnList(std::uint16_t* lists, const Piece& piece) : at(lists + piece.warp * 32), stride(piece.warps * 32) {}
+  __device__ explicit ColumnList(std::uint16_t* of_warp) : at(of_warp), stride(32) {}
   __device__ __forceinline__ int get(int i) const { return at[i / 32 * stride + i % 32]; }
   // Column c of every lane that says so. All lanes; entries behind the list's end may still be read by who calls.
   __device__ __forceinline__ void add(int lane, bool keep, int c) {
@@ -57,6 +61,9 @@ template <typename Shape>
 __device__ __forceinline__ void find_bright(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
                                             const float* total, int pairs, ColumnList& bright) {
   const float least = 0.98f * fminf(task.loss_per_row, task.represented_price);  // some slack for rounding
+  float minus[Shape::kGroup];                                                    // twice the totals
+#pragma unroll
+  for (int g = 0; g < Shape::kGroup; ++g) minus[g] = -2 * total[g];
   int c = column_of_pair(piece, 0, piece.lane);
   const float* mass = shared.mass + c * Shape::kGroup;
 #pragma unroll 2
@@ -64,9 +71,9 @@ __device__ __forceinline__ void find_bright(const SelectTask& task, const Piece&
     float squares = 0;
 #pragma unroll
     for (int g = 0; g < Shape::kGroup && c < piece.count; g += 4) {
-      const float4 of = *reinterpret_cast<const float4*>(mass + g), in = *reinterpret_cast<const float4*>(total + g);
-      squares += (exp2_fast(2 * (of.x - in.x)) + exp2_fast(2 * (of.y - in.y))) +
-                 (exp2_fast(2 * (of.z - in.z)) + exp2_fast(2 * (of.w - in.w)));
+      const float4 of = *reinterpret_cast<const float4*>(mass + g);
+      squares += (exp2_fast(fmaf(2, of.x, minus[g])) + exp2_fast(fmaf(2, of.y, minus[g + 1]))) +
+                 (exp2_fast(fmaf(2, of.z, minus[g + 2])) + exp2_fast(fmaf(2, of.w, minus[g + 3])));
     }
     bright.add(piece.lane, c < piece.count && !(squares < least), c);
     c += 2 * kTileRows * piece.warps;
@@ -89,8 +96,12 @@ __device__ __forceinline__ ChosenOfWarp judge_to_lists(const SelectTask& task, c
   float* total = shared.total + piece.warp * Shape::kGroup;
   if (piece.lane < Shape::kGroup) total[member] = member < task.group && isfinite(joined) ? joined : -2 * kLowest;
   __syncwarp();
-  ChosenOfWarp chosen{{memory, piece}, {memory + task.columns + 32 * kMostWarps, piece}};
-  ColumnList bright(memory, piece);  // the attended ones take the places of those that are judged already
+  std::uint16_t* second = memory + task.columns + 32 * kMostWarps;
+  const auto list = [&](std::uint16_t* lists) {
+    return kMany ? ColumnList(lists + piece.warp * task.columns_of_warp) : ColumnList(lists, piece);
+  };
+  ChosenOfWarp chosen{list(memory), list(second)};
+  ColumnList bright = list(memory);  // the attended ones take the places of those that are judged already
   if constexpr (kMany) {
     find_bright(task, piece, shared, total, pairs, bright);
     __syncwarp();
@@ -105,7 +116,7 @@ __device__ __forceinline__ ChosenOfWarp judge_to_lists(const SelectTask& task, c
       __syncwarp();  // attended ones are written there next
     }
     bool attended, represented;
-    tokens += judge_column(task, piece, shared, variances, total, c < piece.count ? c : -1, attended, represented);
+    tokens += judge_column<kMany>(task, piece, shared, variances, total, c < piece.count ? c : -1, attended, represented);
     chosen.attended.add(piece.lane, attended, c);
     chosen.represented.add(piece.lane, represented, c);
   }
@@ -134,11 +145,68 @@ __device__ __forceinline__ void list_attended(const Piece& piece, const SelectSh
   }
 }
 
+// Tokens of a warp's attended columns to the list from place `at` on, half a warp a column; meanwhile() is done once while they
+// are on their way.
+template <typename Shape, typename Meanwhile>
+__device__ __forceinline__ void copy_attended(const Piece& piece, const SelectShared<Shape>& shared, const ColumnList& attended,
+                                              int at, const std::int32_t* from, std::int32_t* to, const Meanwhile& meanwhile) {
+  constexpr int kRounds = 4, kEach = 4;  // columns of half a warp, tokens of a lane, on their way together
+  const int lane = piece.lane % 16, half = piece.lane / 16;
+  int begin = 0, size = 0, place = 0;  // of this lane's column
+  int next = 0;
+#pragma unroll 1
+  do {
+    if (next % 32 == 0) {
+      const int c = next + piece.lane < attended.count ? attended.get(next + piece.lane) : -1;
+      begin = c < 0 ? 0 : shared.begin[c];
+      size = c < 0 ? 0 : shared.begin[c + 1] - begin;
+      place = size;  // inclusive scan over the lanes
+#pragma unroll
+      for (int o = 1; o < 32; o *= 2) {
+        const int other = __shfl_up_sync(~0u, place, o);
+        if (piece.lane >= o) place += other;
+      }
+      place += at - size;
+      at = __shfl_sync(~0u, place + size, 31);
+    }
+    int left[kRounds], source[kRounds], target[kRounds], token[kRounds][kEach];
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      const int column = (next + 2 * r + half) % 32;
+      source[r] = __shfl_sync(~0u, begin, column) + lane;
+      target[r] = __shfl_sync(~0u, place, column) + lane;
+      left[r] = __shfl_sync(~0u, size, column) - lane;
+#pragma unroll
+      for (int k = 0; k < kEach; ++k)
+        if (16 * k < left[r]) token[r][k] = __ldg(from + source[r] + 16 * k);
+    }
+    if (next == 0) meanwhile();
+    bool more = false;
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+#pragma unroll
+      for (int k = 0; k < kEach; ++k)
+        if (16 * k < left[r]) to[target[r] + 16 * k] = token[r][k];
+      more = more || left[r] > 16 * kEach;
+    }
+    if (__any_sync(~0u, more)) [[unlikely]] {
+#pragma unroll 1
+      for (int r = 0; r < kRounds; ++r) {
+        const int column = (next + 2 * r + half) % 32;
+        const int out_of = __shfl_sync(~0u, begin, column), into = __shfl_sync(~0u, place, column);
+        const int last = __shfl_sync(~0u, size, column);
+#pragma unroll 1
+        for (int k = 16 * kEach + lane; k < last; k += 16) to[into + k] = __ldg(from + out_of + k);
+      }
+    }
+    next += 2 * kRounds;
+  } while (next < attended.count);
+}
+
 // Tokens of the block's attended columns to the list, half a warp a column, so that heavy columns and lists go round all warps.
-template <bool kMany>
 __device__ __forceinline__ void copy_tokens(const Piece& piece, const ChosenColumns& chosen, int columns, int tokens,
                                             const std::int32_t* from, std::int32_t* to) {
-  constexpr int kRounds = kMany ? 4 : 2, kEach = 4;  // columns of half a warp, tokens of a lane, on their way together
+  constexpr int kRounds = 2, kEach = 4;  // columns of half a warp, tokens of a lane, on their way together
   const int lane = piece.lane % 16, stride = 2 * piece.warps;
 #pragma unroll 1
   for (int first = 2 * piece.warp + piece.lane / 16; first < columns; first += kRounds * stride) {

@@ -19,21 +19,24 @@ struct FixedTokens {
 struct ClusteredRange {
   int first, last;
   bool ordered;
-  __device__ ClusteredRange(const SelectTask& task, const Piece& piece) {
-    first = task.index.range[2 * piece.sequence];
-    last = task.index.range[2 * piece.sequence + 1];
-    const int clusters = task.index.clusters[piece.slot];
+  __device__ ClusteredRange(const SelectTask& task, const Piece& piece)
+      : ClusteredRange(task, task.index.range[2 * piece.sequence], task.index.range[2 * piece.sequence + 1],
+                       task.index.clusters[piece.slot]) {}
+  __device__ ClusteredRange(const SelectTask& task, int from, int to, int clusters) : first(from), last(to) {
     ordered = first >= 0 && first <= last && clusters >= 0 && clusters <= task.index.capacity;
   }
 };
 
-// Before the predecessor has ended the length is a guess. None where something is wrong.
-__device__ __forceinline__ FixedTokens fixed_tokens(const SelectTask& task, const Piece& piece, const ClusteredRange& range) {
-  const int length = *static_cast<const volatile std::int32_t*>(task.kv.lengths + piece.sequence);
+// None where something is wrong.
+__device__ __forceinline__ FixedTokens fixed_tokens(const SelectTask& task, const ClusteredRange& range, int length) {
   const bool fits = length >= 0 && length <= task.kv.max_length && range.last <= length;
   const std::uint32_t faults = (fits ? 0 : device_status::bad_length) | (range.ordered ? 0 : device_status::bad_index);
   return faults == 0 ? FixedTokens{range.first, range.last - range.first, length - (range.last - range.first), 0}
                      : FixedTokens{0, 0, 0, faults};
+}
+// Before the predecessor has ended the length is a guess.
+__device__ __forceinline__ FixedTokens fixed_tokens(const SelectTask& task, const Piece& piece, const ClusteredRange& range) {
+  return fixed_tokens(task, range, *static_cast<const volatile std::int32_t*>(task.kv.lengths + piece.sequence));
 }
 
 // A tile of always-attended tokens goes to a warp that has the fewest tiles of centroids: from the last warp down.
@@ -89,7 +92,7 @@ __device__ __forceinline__ void score_fixed(const SelectTask& task, const Piece&
       for (int k = 0; k < 2; ++k) scores.v[i][k] = cap_logit(task.query.softcap, scores.v[i][k]).x;
     }
   }
-  if (!valid[(piece.lane & 2) / 2]) return;
+  if (!((piece.lane & 2) != 0 ? valid[1] : valid[0])) return;
 #pragma unroll
   for (int i = 0; i < Shape::kQueryTiles; ++i) {
 #pragma unroll
@@ -104,6 +107,7 @@ __device__ __forceinline__ void prefetch_fixed(const SelectTask& task, const Pie
   for (int tile = first_fixed_tile(piece); tile * kTileRows < fixed.count; tile += piece.pieces * piece.warps) {
     const int i = tile * kTileRows + piece.lane / 2;
     const std::byte* row = i < fixed.count ? row_of(task, piece.sequence, piece.head, fixed.token(i)) : nullptr;
+#pragma unroll 1
     for (int at = piece.lane % 2 * 128; row != nullptr && at < bytes; at += 256) prefetch_l2(row + at);
   }
 }

@@ -32,6 +32,11 @@ struct SelectExport {
   float* weight = nullptr;  // log of the weight of its mean V (not relative)
 };
 
+// Where arrays whose place depends on sizes lie in a piece's shared memory, in bytes: so that a kernel need not find out.
+struct SelectPlaces {
+  int scale, spread, begin, form, variance, part_end, slope, shape;
+};
+
 // Arguments of the selection kernel. One thread block is one piece: the columns of one (sequence, KV head) that it owns.
 struct SelectTask {
   DeviceQuery query;
@@ -47,8 +52,12 @@ struct SelectTask {
   float loss_per_row;       // the price
   bool spread;
   bool represent;
-  int shape_rows;    // of the covariances that fit into shared memory: all or none
-  Divisor by_block;  // by kv.block_size
+  int shape_rows;  // of the covariances that fit into shared memory: all or none
+  // With many columns:
+  SelectPlaces places;
+  int columns_of_warp;  // at most, a multiple of 32
+  int room;             // bytes from places.shape on, for centroids, for lists of columns later
+  Divisor by_block;     // by kv.block_size
 };
 
 // Whether the selection kernel's blocks choose by themselves: goal error.
@@ -107,7 +116,9 @@ struct SelectShared {
   std::int32_t* part_end;  // [parts] column behind it
   float* mass;             // [columns, kGroup] log2 of the estimated mass; log weights of represented columns in the end
   float* slope;            // [columns, kGroup] squared slope of the softcap, with one only
-  Column* column;          // [columns]; later places and sources of the chosen ones
+  Column* column;          // [columns]; later places and sources of the chosen ones. Of many columns only these two:
+  float* scale;            // [columns] of int8 centroids
+  float* spread;           // [columns]
   std::int32_t* begin;     // [columns + 4]
   uint2* words;            // [columns / 16] of a warp's pairs of tiles, a bit a column: attended; represented
   std::byte* shape;        // [parts, dim, kBf16Pitch] the covariances, or null: they stay in global memory
@@ -115,7 +126,8 @@ struct SelectShared {
   static constexpr __host__ __device__ std::size_t padded(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
 
   // With base null it only measures.
-  __host__ __device__ std::size_t place(std::byte* base, int columns, int parts, bool softcap, int shape_rows) {
+  __host__ __device__ std::size_t place(std::byte* base, int columns, int parts, bool softcap, int shape_rows,
+                                        bool many = false) {
     std::size_t at = 0;
     const auto take = [&](auto*& pointer, std::size_t size) {
       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(base + at);
@@ -131,15 +143,32 @@ struct SelectShared {
     take(count, kMostWarps);
     take(total, kMostWarps * Shape::kGroup);
     take(mass, w * Shape::kGroup);
-    take(column, w);
+    take(column, many ? 0 : w);
+    take(scale, many ? w : 0);
+    take(spread, many ? w : 0);
     take(begin, w + 4);
-    take(words, w / kTileRows + kMostWarps);
+    take(words, many ? 0 : w / kTileRows + kMostWarps);
     take(form, p * Shape::kRowTiles * Shape::kGroup);
     take(variance, kMostWarps * p * Shape::kGroup);
     take(part_end, p);
     take(slope, softcap ? w * Shape::kGroup : 0);
     take(shape, static_cast<std::size_t>(shape_rows) * Shape::kBf16Pitch);
     return at;
+  }
+  SelectPlaces places_from_null() const {
+    const auto of = [](const void* p) { return static_cast<int>(reinterpret_cast<std::uintptr_t>(p)); };
+    return {of(scale), of(spread), of(begin), of(form), of(variance), of(part_end), of(slope), of(shape)};
+  }
+  __device__ void place(std::byte* base, const SelectPlaces& at) {
+    place(base, 0, 0, false, 0, true);
+    scale = reinterpret_cast<float*>(base + at.scale);
+    spread = reinterpret_cast<float*>(base + at.spread);
+    begin = reinterpret_cast<std::int32_t*>(base + at.begin);
+    form = reinterpret_cast<float*>(base + at.form);
+    variance = reinterpret_cast<float*>(base + at.variance);
+    part_end = reinterpret_cast<std::int32_t*>(base + at.part_end);
+    slope = reinterpret_cast<float*>(base + at.slope);
+    shape = base + at.shape;
   }
   // Once all warps have judged: [columns each].
   __device__ std::int32_t* places() const { return reinterpret_cast<std::int32_t*>(column); }
@@ -159,6 +188,12 @@ struct Piece {
   int warp, warps, lane;
 
   __device__ explicit Piece(const SelectTask& task) {
+    place(task);
+    cut(task, task.index.clusters[slot], task.index.parts[sequence]);
+  }
+  Piece() = default;
+  // In two steps: where, and with what the index says of it.
+  __device__ __forceinline__ void place(const SelectTask& task) {
     pieces = static_cast<int>(gridDim.x);
     rank = static_cast<int>(blockIdx.x);
     head = static_cast<int>(blockIdx.y);
@@ -167,9 +202,10 @@ struct Piece {
     warp = static_cast<int>(threadIdx.x) / 32;
     warps = static_cast<int>(blockDim.x) / 32;
     lane = static_cast<int>(threadIdx.x) % 32;
-    int all = task.index.clusters[slot];
+  }
+  __device__ __forceinline__ void cut(const SelectTask& task, int all, int all_parts) {
     if (all < 0 || all > task.index.capacity) all = 0;  // reported by fixed_tokens()
-    parts = min(task.index.parts[sequence], task.index.part_capacity);
+    parts = min(all_parts, task.index.part_capacity);
     const int share = (task.by_pieces.divide(all + pieces - 1) + kTileRows - 1) / kTileRows * kTileRows;
     first = min(rank * share, all);
     count = min(share, all - first);

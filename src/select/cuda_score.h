@@ -46,18 +46,24 @@ struct CovarianceRows {
   int tiles;  // of 16 rows, of a part
 };
 
+__device__ __forceinline__ CovarianceRows covariances_in_memory(const SelectTask& task, const Piece& piece) {
+  const int dim = task.query.shape.head_dim, bytes = dim * 2;
+  return {reinterpret_cast<const std::byte*>(task.index.shape) +
+              static_cast<std::int64_t>(piece.slot) * task.index.part_capacity * dim * bytes,
+          bytes, dim / kTileRows};
+}
+
 template <typename Shape>
 __device__ __forceinline__ CovarianceRows fetch_covariances(const SelectTask& task, const Piece& piece,
                                                             const SelectShared<Shape>& shared) {
   const int dim = task.query.shape.head_dim, bytes = dim * 2;
-  const auto* data = reinterpret_cast<const std::byte*>(task.index.shape) +
-                     static_cast<std::int64_t>(piece.slot) * task.index.part_capacity * dim * bytes;
-  if (task.shape_rows == 0) return {data, bytes, dim / kTileRows};
+  const CovarianceRows rows = covariances_in_memory(task, piece);
+  if (task.shape_rows == 0) return rows;
   constexpr int kRowChunks = Shape::kDim / 8;
 #pragma unroll 4
   for (int i = static_cast<int>(threadIdx.x); i < piece.parts * dim * kRowChunks; i += static_cast<int>(blockDim.x)) {
     const int row = i / kRowChunks, place = i % kRowChunks * 16;
-    if (place < bytes) copy_async(shared.shape + row * Shape::kBf16Pitch + place, data + row * bytes + place);
+    if (place < bytes) copy_async(shared.shape + row * Shape::kBf16Pitch + place, rows.data + row * bytes + place);
   }
   return {shared.shape, Shape::kBf16Pitch, dim / kTileRows};
 }

@@ -9,10 +9,10 @@ namespace tactic::cuda {
 // Log-sum-exp of values that come one by one, base 2. The reference moves only when a value outgrows it by far: a NaN never
 // becomes it, and stays in the sum.
 struct RunningSum {
+  static constexpr float kSlack = 32;  // 2^32 times the number of values is far from overflow
   float top = kLowest;
   float sum = 0;
   __device__ __forceinline__ void add(float x) {
-    constexpr float kSlack = 32;  // 2^32 times the number of values is far from overflow
     const float next = x > top + kSlack ? x : top;
     sum = fmaf(sum, exp2_fast(top - next), exp2_fast(x - next));
     top = next;

@@ -139,14 +139,34 @@ TEST_F(GpuSelect, LongSequenceManyPieces) {
   check(c);
 }
 
-// More heads than processors: a thread block a head, with more columns than threads.
+// More heads than pairs of processors, so a thread block a head with more columns than threads; with clusters of four tokens,
+// more than find room in shared memory early.
 TEST_F(GpuSelect, ManyColumnsABlock) {
-  for (const int group : {4, 8}) {
+  struct Kind {
+    int group, sequences, cluster_size, segments;
+  };
+  for (const Kind& kind : {Kind{4, 17, 16, 1}, Kind{8, 17, 16, 1}, Kind{4, 17, 4, 2}, Kind{8, 9, 4, 1}}) {
     SelectCase c;
-    c.spec.kv.shape = {8 * group, 8, 64, 64};
-    c.tokens.assign(17, 1003);
+    c.spec.kv.shape = {8 * kind.group, 8, 64, 64};
+    c.spec.cluster_size = kind.cluster_size;
+    c.spec.segments = kind.segments;
+    c.tokens.assign(static_cast<std::size_t>(kind.sequences), 1003);
     c.tokens[1] = 12000;
-    SCOPED_TRACE("group " + std::to_string(group));
+    SCOPED_TRACE("group " + std::to_string(kind.group) + ", clusters of " + std::to_string(kind.cluster_size));
+    check(c);
+    if (HasFatalFailure()) return;
+  }
+}
+
+// At head dim 128, one of the most columns that a block of 512 threads is given, and an odd head dim.
+TEST_F(GpuSelect, ManyColumnsOfLongRows) {
+  for (const int dim : {128, 80}) {
+    SelectCase c;
+    c.spec.kv.shape = {32, 8, dim, dim};
+    c.spec.cluster_size = 4;
+    c.tokens.assign(9, 1003);
+    c.tokens[1] = 12000;
+    SCOPED_TRACE("head dim " + std::to_string(dim));
     check(c);
     if (HasFatalFailure()) return;
   }
