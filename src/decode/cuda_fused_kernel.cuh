@@ -216,19 +216,27 @@ __global__ void __launch_bounds__(32 * kFusedWarps, 1) fused_kernel(const __grid
   FusedShared<Shape> shared;
   shared.place(memory, all);
   const SelectShared<Select>& select = shared.select;
+  const ClusteredRange clustered(task, piece);
   if (threadIdx.x == 0) {
+    const FusedRange range(task, piece, clustered);  // a guess
+    *shared.fixed_tiles = own_tiles(task, piece, min(range.fixed.count, 1 << 16));
     init_barrier(select.arrived);
     init_barrier(shared.headed);
     init_barrier(shared.listed);
     init_barrier(shared.merged);
   }
   cluster_arrive_relaxed();
+  __syncthreads();  // the guess
 
   // What the index holds does not depend on the kernel before: it may be read before that has ended.
   const int tiles = tiles_of_piece(piece);
+  const TileShare share(piece, tiles, *shared.fixed_tiles);
   CentroidsAhead<Select> ahead;
-  load_first_centroids<Select>(task, piece, tiles, ahead);
-  const StagedCentroids<Shape> centroids(task, piece, shared, tiles);
+#pragma unroll
+  for (int s = 0; s < kCentroidStages<Select>; ++s) {
+    if (share.first + s < share.end) load_centroids<Select>(task, piece, share.first + s, ahead[s]);
+  }
+  const StagedCentroids<Shape> centroids(task, piece, shared, share);
   const CovarianceRows covariances = fetch_covariances(task, piece, select);
   const int forms = task.spread ? piece.parts * covariances.tiles : 0;
   RowTile<Select::kBf16Chunks> form;
@@ -236,7 +244,6 @@ __global__ void __launch_bounds__(32 * kFusedWarps, 1) fused_kernel(const __grid
   const QueryRows query(task, piece);
   prefetch_query(task, query);
   const ColumnsAhead<Shape> columns(task, piece);
-  const ClusteredRange clustered(task, piece);
   {
     const FusedRange range(task, piece, clustered);  // a guess
     const int place = (piece.rank + piece.pieces * (piece.warps - 1 - piece.warp)) * kTile + piece.lane % kTile;
@@ -277,7 +284,7 @@ __global__ void __launch_bounds__(32 * kFusedWarps, 1) fused_kernel(const __grid
   Math math(a, nullptr);
   if (attends_fixed) math.begin(a, shared.raw_query, RawQuery<Shape>::kPitch);
   RunningSum sums[Select::kQueryTiles][2];
-  centroids.score(task, piece, select, variances, tiles, ahead, sums);
+  centroids.score(task, piece, select, variances, share, ahead, sums);
 
   ChosenTokens<Shape> chosen;
   const std::int32_t* ids = task.index.tokens + static_cast<std::int64_t>(piece.slot) * task.index.token_capacity;
@@ -297,6 +304,7 @@ __global__ void __launch_bounds__(32 * kFusedWarps, 1) fused_kernel(const __grid
     if (attends_fixed) add_attended<Shape>(piece, math, sums);
     share_sums(piece, select, sums);
     if (!attends_fixed) math.begin(a, shared.raw_query, RawQuery<Shape>::kPitch);  // while the sums are on their way
+    __syncthreads();                                                               // masses by all warps
     const float joined = wait_for_sums(piece, select);
     if (piece.rank == 0 && piece.warp == 0 && piece.lane < task.group) {
       const bool finite = isfinite(joined) || piece.count == 0;

@@ -57,8 +57,9 @@ struct FusedShared {
   float2* part_sums;      // [pieces, kGroup] maximum and sum of every block
   float (*maximum)[8];    // [warps][8] of the warps' results
   float (*sum)[8];
-  std::uint32_t* rows;    // [warps, kLooked] of a warp's next tiles
-  unsigned char* stages;  // [warps, kStages, kStageBytes]
+  std::int32_t* fixed_tiles;  // always-attended ones of the block, as far as they are known early
+  std::uint32_t* rows;        // [warps, kLooked] of a warp's next tiles
+  unsigned char* stages;      // [warps, kStages, kStageBytes]
 
   __host__ __device__ std::size_t place(std::byte* base, const FusedTask& task) {
     const SelectTask& s = task.select;
@@ -78,6 +79,7 @@ struct FusedShared {
     take(part_sums, pieces * Shape::Select::kGroup);
     take(maximum, kFusedWarps);
     take(sum, kFusedWarps);
+    take(fixed_tiles, 1);
     take(rows, kFusedWarps * kLooked);
     take(stages, kFusedWarps * Shape::kStages * Shape::kStageBytes);
     return at;
