@@ -26,10 +26,13 @@ __global__ void __launch_bounds__(32 * Math::kWarps, 1) attend_kernel(const __gr
   const Fold fold{memory, a.ring_bytes, &place, maximum, sum, own, own_sum};
 
   let_successor_start();
-  wait_for_predecessor();
+  // `select` tells what it has chosen before it has written that; q, K, V and lengths are there, as it has waited for them.
+  const bool told = a.lists.early_counts != nullptr;
+  if (!told) wait_for_predecessor();
   const Stretch stretch = divide(a, tables);
   if (stretch.begin >= stretch.end) {
     write_empty(a, first_tile);
+    if (told) wait_for_predecessor();
     return;
   }
 
@@ -90,6 +93,7 @@ __global__ void __launch_bounds__(32 * Math::kWarps, 1) attend_kernel(const __gr
     merge_blocks(a, fold, memory, to_merge, first + to_merge, static_cast<int>(blockIdx.x) - first, math.v_dim(), Math::kLift);
   }
   write_empty(a, first_tile);
+  if (told) wait_for_predecessor();  // this kernel has not ended before `select` has
 }
 
 template <typename Math, int kStages>

@@ -8,6 +8,7 @@
 
 #include "attend/cuda_args.h"
 #include "attend/cuda_ptx.cuh"
+#include "core/cuda.h"
 
 namespace tactic::cuda {
 
@@ -43,9 +44,24 @@ struct PieceWork {
   int bad;
 };
 __device__ __forceinline__ PieceWork piece_work(const AttendArgs& a, int entry) {
-  const int tokens = __ldcg(a.lists.token_count + entry);
-  const int represented = a.lists.represented_count == nullptr ? 0 : __ldcg(a.lists.represented_count + entry);
-  const int first = __ldcg(a.lists.token_first + entry);
+  int tokens, represented, first;
+  if (a.lists.early_counts != nullptr) {
+    constexpr int kPatience = 1 << 22;  // reads: seconds; then `select` has not run, and the counts are out of range
+    const auto* at = reinterpret_cast<const int4*>(a.lists.early_counts) + entry;
+    int4 told;
+    int patience = kPatience;
+    do {
+      asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(told.x), "=r"(told.y), "=r"(told.z), "=r"(told.w)
+                   : "l"(at)
+                   : "memory");
+    } while ((told.x == 0 || told.y == 0 || told.z == 0 || told.w == 0) && --patience > 0);
+    tokens = told.x - 1, first = told.y - 1, represented = told.z - 1;
+  } else {
+    tokens = __ldcg(a.lists.token_count + entry);
+    represented = a.lists.represented_count == nullptr ? 0 : __ldcg(a.lists.represented_count + entry);
+    first = __ldcg(a.lists.token_first + entry);
+  }
   const bool bad_tokens = tokens < 0 || first < 0 || first > a.lists.token_stride - tokens;
   const bool bad_represented = represented < 0 || represented > a.lists.represented_stride;
   return {bad_tokens ? 0 : tokens, first, bad_represented ? 0 : represented, bad_tokens || bad_represented};
@@ -181,6 +197,10 @@ class TileFinder {
   // their way to `entries` [32] in shared memory if they are listed: entry lane % 16 or lane.
   __device__ __forceinline__ Tile find(int number, std::uint32_t entries) {
     if (number >= list_end_) seek(number);
+    if (!listed_) {  // the lists themselves, and not only their lengths
+      wait_for_predecessor();
+      listed_ = true;
+    }
     const int size = list_represented_ ? kRepresentedTile : kTile;
     const int mine = list_represented_ ? lane_ : lane_ % kTile;
     const int done = (number - list_begin_) * size, left = list_count_ - done;
@@ -262,6 +282,7 @@ class TileFinder {
   int list_count_ = 0, list_first_ = 0;  // entries; place of the first one in list_, or its token
   const std::int32_t* list_ = nullptr;   // null: consecutive tokens
   bool list_represented_ = false;
+  bool listed_ = false;  // the lists are there
 };
 
 }  // namespace tactic::cuda

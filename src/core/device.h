@@ -104,6 +104,10 @@ struct DeviceLists {
   std::int32_t* tokens = nullptr;       // [S, heads, token_stride] token numbers
   std::int32_t* token_first = nullptr;  // [S, heads, pieces] where a piece's tokens begin in its (sequence, head)'s stretch
   std::int32_t* token_count = nullptr;  // [S, heads, pieces]
+  // What a piece lists, told before its tokens are there, so that attention divides the work while they are written:
+  // {token_count, token_first, represented_count} + 1 each, 1; all zero until they are known. Null: not told; else `select` runs
+  // right before attention, and lets it start once its own predecessor has ended: q, K, V and lengths are there.
+  std::int32_t* early_counts = nullptr;  // [S, heads, pieces, 4]
   // Clusters represented by their mean V: like a token whose logit is log_weight and whose V is mean_v * mean_v_scale.
   std::int32_t* represented = nullptr;        // [S, heads, pieces, represented_stride] columns
   float* log_weight = nullptr;                // [S, heads, pieces, represented_stride, G]

@@ -152,6 +152,7 @@ Carved carve(const DeviceQuery& query, const DeviceKv& kv, const DeviceIndex& in
   lists.token_count = carver.take<std::int32_t>(pieces);
   lists.represented_count = carver.take<std::int32_t>(pieces);
   lists.reference = carver.take<float>(slots * group);
+  if (here) lists.early_counts = carver.take<std::int32_t>(4 * pieces);
   lists.represented = carver.take<std::int32_t>(columns);
   lists.log_weight = carver.take<float>(columns * group);
   lists.tokens = carver.take<std::int32_t>(slots * static_cast<std::size_t>(index.token_capacity));

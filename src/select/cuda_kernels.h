@@ -8,6 +8,25 @@
 
 namespace tactic::cuda {
 
+// Attention may start once the counts of the step before are gone, which it would take for this step's. By the last warp, which
+// has the least to do.
+__device__ __forceinline__ void let_attention_start(const SelectTask& task, const Piece& piece) {
+  if (threadIdx.x != blockDim.x - 32) return;
+  if (task.lists.early_counts != nullptr) {
+    __stcg(reinterpret_cast<int4*>(task.lists.early_counts) + piece.slot * piece.pieces + piece.rank, make_int4(0, 0, 0, 0));
+    __threadfence();
+  }
+  let_successor_start();
+}
+
+// As DeviceLists::early_counts has them. By one thread, in one store.
+__device__ __forceinline__ void tell_counts(const DeviceLists& lists, int stretch, int tokens, int first, int represented) {
+  asm volatile(
+      "st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(reinterpret_cast<int4*>(lists.early_counts) + stretch),
+      "r"(tokens + 1), "r"(first + 1), "r"(represented + 1), "r"(1)
+      : "memory");
+}
+
 // From a warp's sums to the lists. kMany: a piece has more columns than threads.
 template <typename Shape, bool kMany>
 __device__ __forceinline__ void finish(const SelectTask& task, const Piece& piece, const SelectShared<Shape>& shared,
@@ -36,14 +55,14 @@ __device__ __forceinline__ void finish(const SelectTask& task, const Piece& piec
   const ChosenOfWarp chosen = judge_to_lists<kMany>(task, piece, shared, lists, variances, joined, pairs);
   __syncthreads();
   const ChosenCounts counts = count_chosen(piece, shared);
-  const int stretch = piece.slot * piece.pieces + piece.rank;
+  const int stretch = piece.slot * piece.pieces + piece.rank, first = piece.count > 0 ? shared.begin[0] : 0;
+  if (threadIdx.x == 0) tell_counts(task.lists, stretch, counts.tokens, first, counts.represented);
   const std::int64_t at = static_cast<std::int64_t>(stretch) * task.lists.represented_stride + counts.first.represented;
   const auto represent = [&] {
 #pragma unroll 1
     for (int i = piece.lane; i < chosen.represented.count; i += 32)
       list_represented(task, piece, shared, at + i, chosen.represented.get(i));
   };
-  const int first = piece.count > 0 ? shared.begin[0] : 0;
   const std::int64_t of_slot = static_cast<std::int64_t>(piece.slot) * task.index.token_capacity;
   const std::int32_t* from = task.index.tokens + of_slot;
   std::int32_t* to = task.lists.tokens + of_slot + first;
@@ -92,7 +111,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) select_kernel(const __grid
   if (piece.pieces > 1) cluster_wait();  // all blocks of the head run and count what they are sent
 
   wait_for_predecessor();
-  let_successor_start();
+  let_attention_start(task, piece);
   const LaneQuery<Shape> of_lane(task, piece, query, piece.warp);
   const FixedTokens fixed = fixed_tokens(task, piece, range);
   wait_copies();  // while q is on its way: blocks that start late have waited for nothing yet
@@ -163,7 +182,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) select_many_kernel(const _
   if (piece.pieces > 1) cluster_wait();
 
   wait_for_predecessor();
-  let_successor_start();
+  let_attention_start(task, piece);
   const LaneQuery<Shape> of_lane(task, piece, query, piece.warp);
   const FixedTokens fixed = fixed_tokens(task, piece, range);
   ring.wait_for_others();
