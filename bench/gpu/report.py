@@ -12,7 +12,8 @@ import pathlib
 import sys
 
 DENSE = ("cudnn", "torch flash", "flashinfer")
-ONE_KERNEL = 0.95, 64  # a step that takes less of its stages' sum, timed alone as kernels of their own, ran as one kernel; at most so many KV heads
+ONE_KERNEL = 0.95  # a step that takes less of its stages' sum, timed alone as kernels of their own, ran as one kernel
+ONE_KERNEL_HEADS = 64  # KV heads of a batch, at most (docs/gpu.md); above, two kernels overlap
 OUTPUTS = (256, 1024, 4096, 16384)  # tokens generated, of the end-to-end table
 LAYERS = 32
 GOALS = (((1, 32768), "5%", 3), ((1, 131072), "5%", 6.5), ((8, 32768), "5%", 8), ((8, 131072), "5%", 12), ((8, 131072), "2.5%", 17),
@@ -196,7 +197,7 @@ def plot(rows, path):
         at = dict(shape=shape, cell=cell, variant=r["variant"])
         stages = best(rows, ("tactic select",), **at), best(rows, ("tactic attend",), **at)
         if all(stages):
-            one = r["us"] < ONE_KERNEL[0] * (stages[0]["us"] + stages[1]["us"]) and cell[0] * shape[1] <= ONE_KERNEL[1]
+            one = r["us"] < ONE_KERNEL * (stages[0]["us"] + stages[1]["us"]) and cell[0] * shape[1] <= ONE_KERNEL_HEADS
             labels.append(name_of(cell)), select.append(0 if one else stages[0]["us"]), attend.append(0 if one else stages[1]["us"])
             whole.append(r["us"] if one else 0)
             dense_us.append(best(rows, DENSE + ("tactic dense",), shape=shape, cell=cell)["us"])

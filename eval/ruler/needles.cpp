@@ -157,6 +157,7 @@ Hidden hide(const NeedleTask& task, const RulerRequest& request, const RulerSour
   return hidden;
 }
 
+// The context with one of its questions.
 RulerSample ask(const NeedleTask& task, const Hidden& hidden, int question) {
   const std::vector<Needle>& needles = hidden.needles;
   std::vector<std::string> asked;

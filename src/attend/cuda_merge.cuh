@@ -156,8 +156,7 @@ __device__ __forceinline__ void add_part(float4& x, HeadSum& total, float4 part,
 // threads stand in `columns`; column c adds parts c, c + columns, ... `memory` [threads] has nothing that is needed.
 __device__ __forceinline__ void merge_blocks(const AttendArgs& a, const Fold& fold, unsigned char* memory, int problem, int slot,
                                              int parts, int v_dim, float lift) {
-  constexpr int kAhead = 4;           // partial results a thread has on their way at a time
-  constexpr int kPatience = 1 << 22;  // reads of a word: seconds; then something else writes into lists or scratch
+  constexpr int kAhead = 4;  // partial results a thread has on their way at a time
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   const int quads = v_dim / 4, items = a.group * quads;
   const int width = min(items, threads), columns = threads / width, column = thread / width;

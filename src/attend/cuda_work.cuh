@@ -38,6 +38,10 @@ __device__ __forceinline__ AlwaysWork always_work(const AttendArgs& a, int seque
   return {bad ? 0 : first, last, bad ? 0 : length - last, length, bad};
 }
 
+// Reads of a word that another block writes: seconds; then `select` has not run, or something else writes into lists or scratch,
+// and what is read is out of range.
+constexpr int kPatience = 1 << 22;
+
 // What a (problem, piece) lists.
 struct PieceWork {
   int tokens, first, represented;
@@ -46,7 +50,6 @@ struct PieceWork {
 __device__ __forceinline__ PieceWork piece_work(const AttendArgs& a, int entry) {
   int tokens, represented, first;
   if (a.lists.early_counts != nullptr) {
-    constexpr int kPatience = 1 << 22;  // reads: seconds; then `select` has not run, and the counts are out of range
     const auto* at = reinterpret_cast<const int4*>(a.lists.early_counts) + entry;
     int4 told;
     int patience = kPatience;

@@ -80,15 +80,7 @@ class ManyScorer {
   // Dot products in units of the remainder, of this lane's column and heads.
   __device__ __forceinline__ void multiply(const RowTile<Shape::kChunks>& rows, int (&dots)[Shape::kQueryTiles][2]) const {
     int acc[Shape::kQueryTiles][4] = {};
-#pragma unroll
-    for (int j = 0; j < Shape::kChunks; ++j) {
-#pragma unroll
-      for (int i = 0; i < Shape::kQueryTiles; ++i) {
-        const uint4 b = query_.get(i, j);
-        mma_int8(acc[i], rows.low[j].x, rows.high[j].x, rows.low[j].y, rows.high[j].y, b.x, b.y);
-        mma_int8(acc[i], rows.low[j].z, rows.high[j].z, rows.low[j].w, rows.high[j].w, b.z, b.w);
-      }
-    }
+    multiply_int8(query_, rows, acc);
 #pragma unroll
     for (int i = 0; i < Shape::kQueryTiles; ++i) {
 #pragma unroll
@@ -143,15 +135,15 @@ class CentroidRing {
     half_ = 8 * dim;
     step_ = piece.warps * kTileRows * dim;
     to_ = memory_ = shared.shape + (piece.warp * kTileBytes + piece.lane * 16);
-    end_copy_group();
+    commit_copies();
 #pragma unroll 1
     for (int stage = 0; stage < kMostStages; ++stage) {
       if (deep_ || stage >= kMostStages - kFewestStages) send(piece);
-      end_copy_group();
+      commit_copies();
     }
     to_ = memory_;
   }
-  static __device__ __forceinline__ void wait_for_others() { wait_copy_groups<kMostStages>(); }
+  static __device__ __forceinline__ void wait_for_others() { wait_copies<kMostStages>(); }
 
   // As score_tiles(); also_do() follows each tile, and is repeated until it returns false.
   template <typename AlsoDo>
@@ -165,9 +157,9 @@ class CentroidRing {
     for (int tile = piece.warp; tile < tiles_ || more; tile += piece.warps) {
       if (tile < tiles_) {
         if (deep_) {
-          wait_copy_groups<kMostStages - 1>();
+          wait_copies<kMostStages - 1>();
         } else {
-          wait_copy_groups<kFewestStages - 1>();
+          wait_copies<kFewestStages - 1>();
         }
         RowTile<Shape::kChunks> rows;
 #pragma unroll
@@ -177,7 +169,7 @@ class CentroidRing {
         }
         scorer.score(tile, rows, sums);
         send(piece);
-        end_copy_group();
+        commit_copies();
         if (to_ == end) to_ = memory_;
       }
       more = also_do();

@@ -272,10 +272,10 @@ __device__ __forceinline__ void score_bf16(const QueryFragments<Shape, Chunks>& 
   join_parts<Shape>(acc, 1.0f, lane, scores);
 }
 
+// acc += q x rows, q's leading parts and remainders apart.
 template <typename Shape, int Chunks>
-__device__ __forceinline__ void score_int8(const QueryFragments<Shape, Chunks>& query, const RowTile<Chunks>& rows, int lane,
-                                           TileScores<Shape>& scores) {
-  int acc[Shape::kQueryTiles][4] = {};
+__device__ __forceinline__ void multiply_int8(const QueryFragments<Shape, Chunks>& query, const RowTile<Chunks>& rows,
+                                              int (&acc)[Shape::kQueryTiles][4]) {
 #pragma unroll
   for (int j = 0; j < Chunks; ++j) {
 #pragma unroll
@@ -285,6 +285,13 @@ __device__ __forceinline__ void score_int8(const QueryFragments<Shape, Chunks>& 
       mma_int8(acc[i], rows.low[j].z, rows.high[j].z, rows.low[j].w, rows.high[j].w, b.z, b.w);
     }
   }
+}
+
+template <typename Shape, int Chunks>
+__device__ __forceinline__ void score_int8(const QueryFragments<Shape, Chunks>& query, const RowTile<Chunks>& rows, int lane,
+                                           TileScores<Shape>& scores) {
+  int acc[Shape::kQueryTiles][4] = {};
+  multiply_int8(query, rows, acc);
   join_parts<Shape>(acc, 1.0f / 128.0f, lane, scores);
 }
 
