@@ -149,7 +149,6 @@ void Session::cluster_now() {
   context_->truncate(length);
   const tactic_llama_stats stats = plugin_->stats();
   report_.cluster_seconds = stats.cluster_seconds;
-  progress.update(layers);
   progress.finish();
 }
 

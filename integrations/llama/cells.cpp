@@ -41,10 +41,7 @@ void Cells::altered(std::int64_t first, std::int64_t last, std::uint32_t step) {
 }
 
 void Cells::sort(std::span<std::int32_t> cells) const {
-  const auto before = [&](std::int32_t a, std::int32_t b) {
-    const std::uint64_t order_a = order_[static_cast<std::size_t>(a)], order_b = order_[static_cast<std::size_t>(b)];
-    return order_a != order_b ? order_a < order_b : a < b;
-  };
+  const auto before = [&](std::int32_t a, std::int32_t b) { return arrival(a) != arrival(b) ? arrival(a) < arrival(b) : a < b; };
   if (!std::is_sorted(cells.begin(), cells.end(), before)) std::sort(cells.begin(), cells.end(), before);
 }
 

@@ -18,6 +18,8 @@ class Cells {
   void altered(std::int64_t first, std::int64_t last, std::uint32_t step);   // same tokens, other content (turned in place)
 
   std::uint32_t version(std::int64_t cell) const { return versions_[static_cast<std::size_t>(cell)]; }
+  // When the cell's token came; equal ones came together, in the order of their cells.
+  std::uint64_t arrival(std::int64_t cell) const { return order_[static_cast<std::size_t>(cell)]; }
   // Cells in the order in which their tokens came.
   void sort(std::span<std::int32_t> cells) const;
 

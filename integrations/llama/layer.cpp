@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstdio>
 #include <sstream>
 
@@ -22,6 +23,8 @@ const char* unsupported_shape(const Shape& shape) {
   }
   return nullptr;
 }
+
+constexpr const char* kSlidingWindow = "sliding window";
 
 // One file feeds all layers: one line for all of them.
 std::atomic<bool> g_misfit_told{false};
@@ -88,7 +91,7 @@ Layer::Layer(const AttentionNode& node)
 
 const char* Layer::check(const AttentionNode& node) const {
   if (unsupported_ != nullptr) return unsupported_;
-  if (window_steps_ >= 2) return "sliding window";
+  if (windowed()) return kSlidingWindow;
   const Shape& s = node.shape;
   if (s.q_heads != shape_.q_heads || s.kv_heads != shape_.kv_heads || s.head_dim != shape_.head_dim ||
       s.v_head_dim != shape_.v_head_dim || node.params.scale != params_.scale || node.params.softcap != params_.softcap ||
@@ -110,6 +113,9 @@ Track& Layer::track_for(const Visible& visible, const Options& options) {
       best_shown = shown;
     }
   }
+  for (Slot& slot : tracks_) {
+    if (best == nullptr && slot.track->slid(cells_, visible)) best = &slot;
+  }
   if (best == nullptr && tracks_.size() < kTracks) {
     SequenceConfig config{1, shape_, params_, rotary_, options};
     tracks_.push_back({std::make_unique<Track>(std::move(config), cells_.count()), 0});
@@ -122,6 +128,28 @@ Track& Layer::track_for(const Visible& visible, const Options& options) {
   return *best->track;
 }
 
+void Layer::note_window(int steps) {
+  window_steps_ = steps;
+  if (!windowed()) return;
+  tracks_.clear();
+  current_ = nullptr;
+  queries_.clear();
+}
+
+void Layer::look_for_window(const Visible& row, const Visible& next) {
+  std::int64_t oldest = -1;
+  bool shared = false;
+  for (std::size_t word = 0; word < row.words.size(); ++word) {
+    shared = shared || (row.words[word] & next.words[word]) != 0;
+    for (std::uint64_t bits = row.words[word]; bits != 0; bits &= bits - 1) {
+      const auto cell = static_cast<std::int64_t>(word * 64) + std::countr_zero(bits);
+      if (oldest < 0 || cells_.arrival(cell) < cells_.arrival(oldest)) oldest = cell;
+    }
+  }
+  // A row of another sequence shows the oldest token if it shows any of this one's.
+  if (shared && !next.has(oldest)) note_window(kWindowSteps);
+}
+
 Track* Layer::follow(std::span<const Visible> rows, const Settings& settings, const char*& reason) {
   const Visible& last = rows.back();
   if (last.count == 0) {
@@ -129,8 +157,12 @@ Track* Layer::follow(std::span<const Visible> rows, const Settings& settings, co
     return nullptr;
   }
   Track& track = track_for(last, settings.options());
-  const bool whole = track.reconcile(cells_, last);
-  window_steps_ = whole ? 0 : window_steps_ + 1;
+  if (!track.reconcile(cells_, last)) {
+    note_window(window_steps_ + 1);
+    reason = kSlidingWindow;
+    return nullptr;
+  }
+  window_steps_ = 0;
   current_ = &track;
   for (const Visible& row : rows.first(rows.size() - 1)) {
     if (row.count == 0 || !track.is_prefix(row)) {

@@ -46,6 +46,8 @@ class Layer {
   Track* follow(std::span<const Visible> rows, const Settings& settings, const char*& reason);
   // Null when the node fits what the layer was made for, else the reason.
   const char* check(const AttentionNode& node) const;
+  // Two rows of a prompt, one behind the other: a layer whose window slid on between them is left alone from here.
+  void look_for_window(const Visible& row, const Visible& next);
 
   int number() const { return number_; }  // n of the tensor's name, cache_k_l<n>, or -1
   const ggml_tensor* k_root() const { return k_root_; }
@@ -69,9 +71,13 @@ class Layer {
 
  private:
   Track& track_for(const Visible& visible, const Options& options);
+  void note_window(int steps);
+  bool windowed() const { return window_steps_ >= kWindowSteps; }
 
   // Sequences whose index is kept; a further one replaces the one that decoded longest ago.
   static constexpr std::size_t kTracks = 4;
+  // Steps in a row whose oldest token fell off; one alone may be a program that takes it away.
+  static constexpr int kWindowSteps = 2;
 
   struct Slot {
     std::unique_ptr<Track> track;

@@ -43,23 +43,24 @@ std::int64_t count_visible(const ggml_tensor* mask, int row, bool& in_order) {
   return count;
 }
 
-std::span<const Visible> MaskReader::read(const ggml_tensor* mask, int rows) {
+std::span<const Visible> MaskReader::read(const ggml_tensor* mask, int rows, int first) {
   Entry* entry = nullptr;
   for (std::size_t i = 0; i < used_ && entry == nullptr; ++i) {
     Entry& known = entries_[i];
-    if (known.data == mask->data && known.cells == mask->ne[0] && known.rows == rows) entry = &known;
+    if (known.data == mask->data && known.cells == mask->ne[0] && known.first == first && known.rows == rows) entry = &known;
   }
   if (entry == nullptr) {
     if (used_ == entries_.size()) entries_.emplace_back();
     entry = &entries_[used_++];
     entry->data = mask->data;
     entry->cells = mask->ne[0];
+    entry->first = first;
     entry->rows = rows;
     entry->plain = true;
     if (entry->visible.size() < static_cast<std::size_t>(rows)) entry->visible.resize(static_cast<std::size_t>(rows));
     for (int row = 0; row < rows; ++row) {
       const auto* values = reinterpret_cast<const std::uint16_t*>(static_cast<const std::byte*>(mask->data) +
-                                                                  static_cast<std::size_t>(row) * mask->nb[1]);
+                                                                  static_cast<std::size_t>(first + row) * mask->nb[1]);
       entry->plain = read_row(values, mask->ne[0], entry->visible[static_cast<std::size_t>(row)]) && entry->plain;
     }
   }

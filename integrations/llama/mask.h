@@ -24,13 +24,14 @@ std::int64_t count_visible(const ggml_tensor* mask, int row, bool& in_order);
 class MaskReader {
  public:
   void forget() { used_ = 0; }
-  // Rows 0 .. rows - 1, or empty when the mask holds anything but 0 and -infinity.
-  std::span<const Visible> read(const ggml_tensor* mask, int rows);
+  // Rows first .. first + rows - 1, or empty when they hold anything but 0 and -infinity.
+  std::span<const Visible> read(const ggml_tensor* mask, int rows, int first = 0);
 
  private:
   struct Entry {
     const void* data = nullptr;
     std::int64_t cells = 0;
+    int first = 0;
     int rows = 0;
     bool plain = false;
     std::vector<Visible> visible;

@@ -76,14 +76,22 @@ void Runner::plan_node(ggml_tensor* node) {
     decline(node, reason);
     nodes_.push_back(node);
   } else if (job.at.rows > settings_->max_rows()) {
-    Caches::instance().set_watched(*job.layer);
-    insert(job, false);
+    look_at_prompt(job);
     nodes_.push_back(node);
   } else if (settings_->mode() != Mode::stock && take(job)) {
     insert(job, true);
   } else {
     nodes_.push_back(node);
   }
+}
+
+// The engine computes the node; its queries are kept, unless a window tells that the layer is none of ours.
+void Runner::look_at_prompt(Job& job) {
+  const std::span<const Visible> end = masks_.read(job.at.mask, 2, job.at.rows - 2);
+  if (!end.empty()) job.layer->look_for_window(end[0], end[1]);
+  if (const char* reason = job.layer->check(job.at)) return decline(job.at.node, reason);
+  Caches::instance().set_watched(*job.layer);
+  insert(job, false);
 }
 
 // Finds the sequence that the rows belong to. False: the engine computes the node.

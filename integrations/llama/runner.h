@@ -35,6 +35,7 @@ class Runner {
   void plan(ggml_cgraph* graph);
   void note_writes(ggml_cgraph* graph);
   void plan_node(ggml_tensor* node);
+  void look_at_prompt(Job& job);
   bool take(Job& job);
   void insert(const Job& job, bool replaces);
   void decline(const ggml_tensor* node, const char* reason);

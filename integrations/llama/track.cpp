@@ -122,6 +122,14 @@ bool Track::is_prefix(const Visible& visible) const {
   return true;  // `count` cells, all of the list, none of its last tokens - count
 }
 
+bool Track::slid(const Cells& cells, const Visible& visible) const {
+  if (cells_.empty()) return false;
+  const auto shows = [&](std::int32_t cell) {
+    return static_cast<std::size_t>(cell) / 64 < visible.words.size() && visible.has(cell);
+  };
+  return !shows(cells_.front()) && untouched(cells, 0) && shows(cells_.back()) && untouched(cells, cells_.size() - 1);
+}
+
 std::int64_t Track::shown(const Cells& cells, const Visible& visible, std::int64_t most) const {
   const std::int64_t end = std::min(most, tokens());
   const auto limit = static_cast<std::int64_t>(visible.words.size()) * 64;

@@ -21,6 +21,8 @@ class Track {
   bool reconcile(const Cells& cells, const Visible& visible);
   // Whether the cells of `visible` are the list's first `visible.count`.
   bool is_prefix(const Visible& visible) const;
+  // Whether the row shows the list's newest token but no longer its oldest, both untouched: a window that slid on.
+  bool slid(const Cells& cells, const Visible& visible) const;
   // How well the track fits a row: tokens of the list that the row shows, from the first on; only `most` are looked at.
   std::int64_t shown(const Cells& cells, const Visible& visible, std::int64_t most) const;
 
@@ -57,6 +59,7 @@ class Track {
   void append(const Cells& cells, std::int32_t cell);
   bool holds(std::int64_t cell) const;
   bool equals(const Visible& visible) const;
+  bool untouched(const Cells& cells, std::size_t token) const { return versions_[token] == cells.version(cells_[token]); }
 
   Sequence sequence_;
   std::vector<std::int32_t> cells_;      // [tokens]
