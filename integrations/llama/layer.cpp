@@ -1,9 +1,8 @@
-// Choosing the sequence that a row belongs to; saved indexes.
+// Choosing the sequence that a row belongs to, leaving layers with a window alone; saved indexes.
 #include "layer.h"
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cstdio>
 #include <sstream>
 
@@ -137,17 +136,10 @@ void Layer::note_window(int steps) {
 }
 
 void Layer::look_for_window(const Visible& row, const Visible& next) {
-  std::int64_t oldest = -1;
   bool shared = false;
-  for (std::size_t word = 0; word < row.words.size(); ++word) {
-    shared = shared || (row.words[word] & next.words[word]) != 0;
-    for (std::uint64_t bits = row.words[word]; bits != 0; bits &= bits - 1) {
-      const auto cell = static_cast<std::int64_t>(word * 64) + std::countr_zero(bits);
-      if (oldest < 0 || cells_.arrival(cell) < cells_.arrival(oldest)) oldest = cell;
-    }
-  }
+  for (std::size_t word = 0; word < row.words.size(); ++word) shared = shared || (row.words[word] & next.words[word]) != 0;
   // A row of another sequence shows the oldest token if it shows any of this one's.
-  if (shared && !next.has(oldest)) note_window(kWindowSteps);
+  if (shared && !next.has(oldest_shown(cells_, row))) note_window(kWindowSteps);
 }
 
 Track* Layer::follow(std::span<const Visible> rows, const Settings& settings, const char*& reason) {

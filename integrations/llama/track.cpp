@@ -6,6 +6,17 @@
 
 namespace tactic::llama {
 
+std::int32_t oldest_shown(const Cells& cells, const Visible& visible) {
+  std::int32_t oldest = -1;
+  for (std::size_t word = 0; word < visible.words.size(); ++word) {
+    for (std::uint64_t bits = visible.words[word]; bits != 0; bits &= bits - 1) {
+      const auto cell = static_cast<std::int32_t>(word * 64) + std::countr_zero(bits);
+      if (oldest < 0 || cells.arrival(cell) < cells.arrival(oldest)) oldest = cell;
+    }
+  }
+  return oldest;
+}
+
 Track::Track(SequenceConfig config, std::int64_t most_tokens) : sequence_(std::move(config)) {
   // So that a step that adds a token never allocates.
   cells_.reserve(static_cast<std::size_t>(most_tokens));
@@ -76,14 +87,7 @@ bool Track::rebuild(const Cells& cells, const Visible& visible) {
          versions_[same] == cells.version(scratch_[same])) {
     ++same;
   }
-  // The new first token is an old later one, untouched: the front fell off.
-  bool window = false;
-  if (same == 0 && !scratch_.empty() && holds(scratch_[0])) {
-    const auto at = std::find(cells_.begin(), cells_.end(), scratch_[0]) - cells_.begin();
-    window = at > 0 && versions_[static_cast<std::size_t>(at)] == cells.version(scratch_[0]) &&
-             versions_[0] == cells.version(cells_[0]);
-  }
-
+  const bool window = slid(cells, visible);
   if (same == 0 && !cells_.empty()) sequence_.clear();  // another text: its queries say nothing of this one
   if (same < cells_.size()) truncate(static_cast<std::int64_t>(same));
   cells_.resize(same);
@@ -123,11 +127,10 @@ bool Track::is_prefix(const Visible& visible) const {
 }
 
 bool Track::slid(const Cells& cells, const Visible& visible) const {
-  if (cells_.empty()) return false;
-  const auto shows = [&](std::int32_t cell) {
-    return static_cast<std::size_t>(cell) / 64 < visible.words.size() && visible.has(cell);
-  };
-  return !shows(cells_.front()) && untouched(cells, 0) && shows(cells_.back()) && untouched(cells, cells_.size() - 1);
+  const std::int32_t oldest = oldest_shown(cells, visible);
+  if (oldest < 0 || !holds(oldest)) return false;
+  const auto at = static_cast<std::size_t>(std::find(cells_.begin(), cells_.end(), oldest) - cells_.begin());
+  return at > 0 && untouched(cells, at) && untouched(cells, 0);
 }
 
 std::int64_t Track::shown(const Cells& cells, const Visible& visible, std::int64_t most) const {

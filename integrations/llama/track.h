@@ -12,6 +12,9 @@
 
 namespace tactic::llama {
 
+// Of the cells that a row shows, the one whose token came first; -1: it shows none.
+std::int32_t oldest_shown(const Cells& cells, const Visible& visible);
+
 class Track {
  public:
   Track(SequenceConfig config, std::int64_t most_tokens);
@@ -21,7 +24,8 @@ class Track {
   bool reconcile(const Cells& cells, const Visible& visible);
   // Whether the cells of `visible` are the list's first `visible.count`.
   bool is_prefix(const Visible& visible) const;
-  // Whether the row shows the list's newest token but no longer its oldest, both untouched: a window that slid on.
+  // Whether the oldest token that the row shows is a later one of the list, it and the list's first untouched: the front fell
+  // off.
   bool slid(const Cells& cells, const Visible& visible) const;
   // How well the track fits a row: tokens of the list that the row shows, from the first on; only `most` are looked at.
   std::int64_t shown(const Cells& cells, const Visible& visible, std::int64_t most) const;

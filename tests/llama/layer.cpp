@@ -3,8 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+#include <cstdio>
 #include <memory>
-#include <numeric>
+#include <vector>
 
 namespace tactic::llama {
 namespace {
