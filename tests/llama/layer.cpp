@@ -134,6 +134,18 @@ TEST_F(LlamaLayer, AWindowThatBeginsToSlideWhileDecodingIsLeftFromThatStepOn) {
   EXPECT_EQ(layer_->index_bytes(), 0u);
 }
 
+TEST_F(LlamaLayer, AWindowSlidesThoughADraftWasWithdrawn) {
+  write(0, kWindow);
+  EXPECT_TRUE(decode(0, kWindow + 1));
+  write(kWindow + 1, kWindow + 2);
+  Visible row = shown(3, kWindow + 2);
+  row.words[0] &= ~(std::uint64_t{1} << kWindow);  // the newest token of the step before
+  --row.count;
+  const char* reason = nullptr;
+  EXPECT_EQ(layer_->follow({&row, 1}, settings_, reason), nullptr);
+  EXPECT_STREQ(reason, "sliding window");
+}
+
 TEST_F(LlamaLayer, AProgramThatTakesTheFrontAwayOnceLosesOneStep) {
   write(0, kWindow);
   EXPECT_TRUE(decode(0, kWindow + 1));
